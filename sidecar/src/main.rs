@@ -1,0 +1,2 @@
+//! The `warpdrive` binary.
+fn main() {}
