@@ -12,7 +12,7 @@ use hyper_util::rt::TokioExecutor;
 use std::time::Duration;
 
 /// No request of the kit itself takes longer against a healthy server on loopback.
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_mins(1);
 
 /// Sends one request on a connection of its own and collects the answer.
 pub(crate) async fn fetch(request: Request<Full<Bytes>>) -> Result<Response<Bytes>, String> {

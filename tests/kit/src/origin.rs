@@ -15,6 +15,7 @@ use http::{HeaderMap, HeaderValue, Method, Request, StatusCode};
 use http_body_util::Full;
 use percent_encoding::utf8_percent_encode;
 use rustix::process::Signal;
+use std::fmt::Write;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -22,7 +23,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// moto imports for seconds on a busy machine; the others are up in less than one.
-const READY_WITHIN: Duration = Duration::from_secs(60);
+const READY_WITHIN: Duration = Duration::from_mins(1);
 /// A free port can be taken by somebody else between its choice and its use.
 const TRIES: usize = 4;
 /// Azurite's account, given to it in its environment. Any name and any 32 bytes do.
@@ -438,12 +439,12 @@ impl Running {
         }
         let mut to_sign = format!("{method}\n\n\n{length}\n\n\n\n\n\n\n\n\n");
         for (name, value) in &headers {
-            to_sign.push_str(&format!("{name}:{value}\n"));
+            let _ = writeln!(to_sign, "{name}:{value}");
         }
         // The account stands twice: once as the owner, once as the first part of the path.
-        to_sign.push_str(&format!("/{AZURE_ACCOUNT}/{AZURE_ACCOUNT}{encoded}"));
+        let _ = write!(to_sign, "/{AZURE_ACCOUNT}/{AZURE_ACCOUNT}{encoded}");
         for (name, value) in query {
-            to_sign.push_str(&format!("\n{name}:{value}"));
+            let _ = write!(to_sign, "\n{name}:{value}");
         }
         let key = BASE64.decode(&self.credentials.secret_key).expect("encoded by this file");
         let signature = BASE64.encode(hmac(&key, to_sign.as_bytes()));

@@ -1,5 +1,8 @@
 //! The proxies do what they say: latency, bandwidth, cuts, stalls, HTTP faults.
 
+// The functions that the tests share are tests too; the lint sees only the marked ones.
+#![allow(clippy::unwrap_used)]
+
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};

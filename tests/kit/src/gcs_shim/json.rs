@@ -170,7 +170,8 @@ impl Json {
     ) -> Result<Resource, Answer> {
         let mut target = object_target(bucket, key);
         if let Some(generation) = generation {
-            target.push_str(&format!("?generation={}", encode(generation)));
+            target.push_str("?generation=");
+            target.push_str(&encode(generation));
         }
         let answer = self.ask(Method::GET, &target, None, Bytes::new()).await?;
         parse_resource(answer.body())
@@ -255,7 +256,7 @@ impl Json {
             let items = page["items"].as_array().map(Vec::as_slice).unwrap_or_default();
             found.extend(items.iter().filter_map(Resource::parse));
             match page["nextPageToken"].as_str() {
-                Some(next) if !next.is_empty() && next != token => token = next.to_owned(),
+                Some(next) if !next.is_empty() && next != token => next.clone_into(&mut token),
                 _ => break,
             }
         }

@@ -97,7 +97,7 @@ pub(super) async fn copy(state: &State, asked: &Asked) -> Result<Answer, Answer>
     let _alone = state.writing.lock().await;
     check_generation(state, asked).await?;
     let copied = state.json.copy((&bucket, &key), (&asked.bucket, &asked.key)).await?;
-    let mut answer = xml(format!(
+    let mut answer = xml(&format!(
         "<CopyObjectResult><LastModified>{}</LastModified><ETag>{}</ETag></CopyObjectResult>",
         copied.updated,
         escape(&copied.etag)
@@ -113,7 +113,7 @@ pub(super) async fn delete(state: &State, asked: &Asked) -> Result<Answer, Answe
     Ok(empty(StatusCode::NO_CONTENT))
 }
 
-/// ListObjects, version 2 (and 1 by `marker`).
+/// `ListObjects`, version 2 (and 1 by `marker`).
 pub(super) async fn list(state: &State, asked: &Asked) -> Result<Answer, Answer> {
     let prefix = asked.query("prefix").unwrap_or_default();
     let delimiter = asked.query("delimiter").filter(|delimiter| !delimiter.is_empty());
@@ -166,7 +166,7 @@ pub(super) async fn list(state: &State, asked: &Asked) -> Result<Answer, Answer>
         };
     }
     text.push_str("</ListBucketResult>");
-    Ok(xml(text))
+    Ok(xml(&text))
 }
 
 /// What a PUT says about the object besides its bytes.
