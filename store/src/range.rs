@@ -45,11 +45,10 @@ impl ByteRange {
     /// and for an empty bounded range, which HTTP cannot express.
     pub fn header(self) -> Option<String> {
         match self {
-            Self::Full => None,
             Self::Bounded(start, end) if start < end => Some(format!("bytes={start}-{}", end - 1)),
-            Self::Bounded(..) => None,
             Self::From(start) => Some(format!("bytes={start}-")),
             Self::Suffix(length) => Some(format!("bytes=-{length}")),
+            Self::Full | Self::Bounded(..) => None,
         }
     }
 }
