@@ -1,5 +1,8 @@
 //! Paths find their buckets, and collisions are refused.
 
+// Helpers outside of #[test] functions are test code too.
+#![allow(clippy::unwrap_used)]
+
 use std::sync::Arc;
 use std::time::SystemTime;
 
