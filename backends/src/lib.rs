@@ -8,8 +8,19 @@ mod azure;
 mod config;
 mod gcs;
 mod http;
+mod local;
+mod metrics;
+mod open;
+mod prefixed;
+mod probe;
+mod resilience;
+mod s3;
 
 pub use config::{
     AzureConfig, AzureCredential, GcsConfig, GcsCredential, LocalConfig, OriginConfig, OriginKind,
     Policy, S3Config, S3Credential,
 };
+pub use metrics::Metrics;
+pub use open::{Opened, open};
+pub use probe::{ProbeReport, ProbeStep, probe};
+pub use resilience::{BreakerState, Health};
