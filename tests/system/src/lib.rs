@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use testkit::{Process, Running, Skipped};
 
 /// A debug build on a busy machine of two cores is ready in one or two.
-const READY_WITHIN: Duration = Duration::from_secs(60);
+const READY_WITHIN: Duration = Duration::from_mins(1);
 /// Draining is given five in the configuration of the tests.
 const END_WITHIN: Duration = Duration::from_secs(20);
 
@@ -52,7 +52,7 @@ pub struct Home {
 impl Home {
     /// A configuration over `backends`, with S3 open to everyone on loopback, short timeouts and
     /// long lives of what is cached; mounted where a mount can be made. `change` may alter it.
-    pub fn new(backends: Vec<Value>, change: impl FnOnce(&mut Value)) -> Home {
+    pub fn new(backends: &[Value], change: impl FnOnce(&mut Value)) -> Home {
         let folder = tempfile::Builder::new()
             .prefix("warpdrive-system-")
             .tempdir()

@@ -72,7 +72,7 @@ async fn one_fault_is_mended() {
     let origin = testkit::start!(Origin::versitygw());
     origin.create_bucket("bucket").await;
     let proxy = FaultyHttp::start(origin.address());
-    let home = Home::new(vec![s3_backend("origin", &origin, "bucket", &proxy.endpoint())], |_| {});
+    let home = Home::new(&[s3_backend("origin", &origin, "bucket", &proxy.endpoint())], |_| {});
     let sidecar = home.start().await;
 
     for (fault, key, body) in put_all(&origin, "s3-").await {
@@ -107,7 +107,7 @@ async fn a_lasting_fault_is_a_clear_error_and_no_wrong_byte() {
     let origin = testkit::start!(Origin::versitygw());
     origin.create_bucket("bucket").await;
     let proxy = FaultyHttp::start(origin.address());
-    let home = Home::new(vec![s3_backend("origin", &origin, "bucket", &proxy.endpoint())], |_| {});
+    let home = Home::new(&[s3_backend("origin", &origin, "bucket", &proxy.endpoint())], |_| {});
     let sidecar = home.start().await;
     let bounded = |fault: &Fault| !matches!(fault, Fault::Delay(_));
 
@@ -145,14 +145,15 @@ async fn uploads_through_a_faulty_origin_are_whole_or_absent() {
     let origin = testkit::start!(Origin::versitygw());
     origin.create_bucket("bucket").await;
     let proxy = FaultyHttp::start(origin.address());
-    let home = Home::new(vec![s3_backend("origin", &origin, "bucket", &proxy.endpoint())], |_| {});
+    let home = Home::new(&[s3_backend("origin", &origin, "bucket", &proxy.endpoint())], |_| {});
     let sidecar = home.start().await;
     for (number, fault) in
         [Fault::Status(503), Fault::Reset, Fault::Status(500), Fault::Hang].into_iter().enumerate()
     {
         let (key, body) = (format!("up{number}"), content(SIZE, number as u64));
         proxy.inject(Rule::every(fault.clone()).on("PUT").times(1));
-        let put = sidecar.put(&format!("origin/{key}"), body.clone());
+        let path = format!("origin/{key}");
+        let put = sidecar.put(&path, body.clone());
         let answer = tokio::time::timeout(LIMIT, put).await.expect("a PUT ends in bounded time");
         proxy.heal();
         match answer {

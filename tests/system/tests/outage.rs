@@ -19,11 +19,10 @@ async fn outage(down: impl Fn(&Throttle), up: impl Fn(&Throttle)) {
     origin.put("bucket", "dir/warm", warm.clone()).await;
     origin.put("bucket", "dir/cold", cold.clone()).await;
     let link = Throttle::start(origin.address(), Link::default());
-    let home =
-        Home::new(vec![s3_backend("origin", &origin, "bucket", &link.endpoint())], |config| {
-            // Metadata must be asked for again during the outage for `stale_if_error` to matter.
-            config["cache"]["stale_ttl"] = "1s".into();
-        });
+    let home = Home::new(&[s3_backend("origin", &origin, "bucket", &link.endpoint())], |config| {
+        // Metadata must be asked for again during the outage for `stale_if_error` to matter.
+        config["cache"]["stale_ttl"] = "1s".into();
+    });
     let sidecar = home.start().await;
     assert!(sidecar.get("origin/dir/warm", None).await.unwrap().1 == warm);
     tokio::time::sleep(Duration::from_millis(1500)).await;

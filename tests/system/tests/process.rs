@@ -21,7 +21,7 @@ fn is_mounted(home: &Home) -> bool {
 async fn it_starts_serves_drains_and_leaves_nothing() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("file"), "from the directory").unwrap();
-    let home = Home::new(vec![local(&folder)], |_| {});
+    let home = Home::new(&[local(&folder)], |_| {});
     let sidecar = home.start().await;
     assert_eq!(sidecar.get("local/file", None).await.unwrap().1, "from the directory");
     match sidecar.mounted("local/file") {
@@ -42,7 +42,7 @@ async fn a_request_in_flight_is_finished_before_the_end() {
     let folder = tempfile::tempdir().unwrap();
     let body = content(48 << 20, 7);
     std::fs::write(folder.path().join("large"), &body).unwrap();
-    let home = Home::new(vec![local(&folder)], |_| {});
+    let home = Home::new(&[local(&folder)], |_| {});
     let sidecar = home.start().await;
     let url = format!("{}/local/large", sidecar.endpoint());
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
@@ -63,7 +63,7 @@ async fn many_uploads_at_once_stay_within_memory() {
     /// The memory tier of the tests (64 MiB) and 256 MiB.
     const LIMIT_BYTES: u64 = (64 + 256) << 20;
     let folder = tempfile::tempdir().unwrap();
-    let home = Home::new(vec![local(&folder)], |_| {});
+    let home = Home::new(&[local(&folder)], |_| {});
     let sidecar = home.start().await;
     let body = content(EACH, 8);
     let mut uploads = tokio::task::JoinSet::new();
@@ -78,7 +78,7 @@ async fn many_uploads_at_once_stay_within_memory() {
     }
     let all = async {
         while let Some(done) = uploads.join_next().await {
-            done.unwrap()
+            done.unwrap();
         }
     };
     tokio::time::timeout(Duration::from_secs(90), all).await.expect("the uploads end");
@@ -95,7 +95,7 @@ async fn a_damaged_cache_directory_is_a_slow_cache_and_no_wrong_one() {
     let folder = tempfile::tempdir().unwrap();
     let body = content(12 << 20, 9);
     std::fs::write(folder.path().join("file"), &body).unwrap();
-    let home = Home::new(vec![local(&folder)], |_| {});
+    let home = Home::new(&[local(&folder)], |_| {});
     let sidecar = home.start().await;
     assert!(sidecar.get("local/file", None).await.unwrap().1 == body);
     assert_eq!(sidecar.stop(), Some(0));
@@ -146,7 +146,7 @@ fn damage(path: &std::path::Path) -> usize {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_second_process_on_one_cache_directory_is_told_so() {
     let folder = tempfile::tempdir().unwrap();
-    let home = Home::new(vec![local(&folder)], |_| {});
+    let home = Home::new(&[local(&folder)], |_| {});
     let _sidecar = home.start().await;
     let other = tempfile::tempdir().unwrap();
     let refused = std::process::Command::new(program())

@@ -20,7 +20,7 @@ async fn readers_of_both_kinds_share_one_fetch() {
     let body = content(SIZE, 3);
     origin.put("bucket", "shared", body.clone()).await;
     let proxy = FaultyHttp::start(origin.address());
-    let home = Home::new(vec![s3_backend("origin", &origin, "bucket", &proxy.endpoint())], |_| {});
+    let home = Home::new(&[s3_backend("origin", &origin, "bucket", &proxy.endpoint())], |_| {});
     let sidecar = home.start().await;
     proxy.reset_counts();
 
@@ -53,7 +53,7 @@ async fn readers_of_both_kinds_share_one_fetch() {
     }
     let all = async {
         while let Some(done) = readers.join_next().await {
-            done.unwrap()
+            done.unwrap();
         }
     };
     tokio::time::timeout(Duration::from_mins(1), all).await.expect("the readers end");
@@ -82,7 +82,7 @@ async fn a_listing_spares_a_head_for_each_file() {
         origin.put("bucket", &format!("many/{number:03}"), content(1000 + number, 4)).await;
     }
     let proxy = FaultyHttp::start(origin.address());
-    let home = Home::new(vec![s3_backend("origin", &origin, "bucket", &proxy.endpoint())], |_| {});
+    let home = Home::new(&[s3_backend("origin", &origin, "bucket", &proxy.endpoint())], |_| {});
     let sidecar = home.start().await;
     let Some(folder) = sidecar.mounted("origin/many") else {
         system_tests::no_mount().unwrap().say();
@@ -108,7 +108,7 @@ async fn a_restart_keeps_the_warm_cache() {
         origin.put("bucket", &number.to_string(), body.clone()).await;
     }
     let proxy = FaultyHttp::start(origin.address());
-    let home = Home::new(vec![s3_backend("origin", &origin, "bucket", &proxy.endpoint())], |_| {});
+    let home = Home::new(&[s3_backend("origin", &origin, "bucket", &proxy.endpoint())], |_| {});
     let sidecar = home.start().await;
     for (number, body) in bodies.iter().enumerate() {
         assert!(sidecar.get(&format!("origin/{number}"), None).await.unwrap().1 == *body);
@@ -133,7 +133,7 @@ async fn a_change_at_the_origin_is_seen_after_the_time_to_live() {
     let (old, new) = (content(3 << 20, 5), content(3 << 20, 6));
     origin.put("bucket", "key", old.clone()).await;
     let home =
-        Home::new(vec![s3_backend("origin", &origin, "bucket", &origin.endpoint())], |config| {
+        Home::new(&[s3_backend("origin", &origin, "bucket", &origin.endpoint())], |config| {
             config["cache"]["stale_ttl"] = "1s".into();
         });
     let sidecar = home.start().await;

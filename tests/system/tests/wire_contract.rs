@@ -1,0 +1,61 @@
+//! The contract of `store`, run against the sidecar's own S3 endpoint: a store of `backends` that
+//! speaks S3 to `s3gw`, which stands on `cache` over a real origin. What holds of every store holds
+//! through the whole program.
+
+// The functions that the tests share are tests too; the lint sees only the marked ones.
+#![allow(clippy::unwrap_used)]
+
+use backends::{Metrics, OriginConfig, OriginKind, Policy, S3Config, S3Credential};
+use serde_json::{Value, json};
+use store::testing::contract::{self, Differences};
+use system_tests::{Home, s3_backend};
+use testkit::Origin;
+
+const ACCESS_KEY: &str = "wireaccesskey";
+const SECRET_KEY: &str = "wire-secret-key-0123456789";
+
+async fn keeps_the_contract(backend: Value, differences: Differences) {
+    let home = Home::new(&[backend], |config| {
+        config["fuse"]["enabled"] = json!(false);
+        config["allow_inline_secrets"] = json!(true);
+        config["s3"]["access"] = json!("static");
+        config["s3"]["keys"] =
+            json!([{ "access_key_id": ACCESS_KEY, "secret_access_key": SECRET_KEY }]);
+    });
+    let sidecar = home.start().await;
+    let config = OriginConfig {
+        kind: OriginKind::S3(S3Config {
+            bucket: "origin".into(),
+            prefix: String::new(),
+            region: "us-east-1".into(),
+            endpoint: Some(sidecar.endpoint().to_owned()),
+            path_style: None,
+            credential: S3Credential::Static {
+                access_key_id: ACCESS_KEY.into(),
+                secret_access_key: SECRET_KEY.to_owned().into(),
+                session_token: None,
+            },
+        }),
+        policy: Policy { retries: 1, ..Policy::default() },
+    };
+    let metrics = Metrics::register(&prometheus::Registry::new()).unwrap();
+    let opened = backends::open("sidecar", &config, &metrics).await.unwrap();
+    let report = contract::run(opened.store, differences).await;
+    assert!(report.failed.is_empty(), "{report}\n{}", home.log());
+    println!("{report}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn over_moto() {
+    let origin = testkit::start!(Origin::moto());
+    origin.create_bucket("bucket").await;
+    let backend = s3_backend("origin", &origin, "bucket", &origin.endpoint());
+    keeps_the_contract(backend, Differences::default()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn over_a_directory() {
+    let folder = tempfile::tempdir().unwrap();
+    let backend = json!({ "name": "origin", "type": "local", "config": { "root": folder.path() } });
+    keeps_the_contract(backend, Differences::default()).await;
+}
