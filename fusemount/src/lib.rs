@@ -1,1 +1,18 @@
-//! Skeleton.
+//! The FUSE protocol in front of a [`store::Namespace`]: a read-only file system of objects.
+//!
+//! Invariant: nothing here blocks a FUSE thread on an origin, and an open file is one version of
+//! one object for as long as it is open. It refuses every write with EROFS.
+//!
+//! `fs` is the file system and knows no FUSE; `adapter` translates; `mount` talks to the kernel.
+
+mod adapter;
+mod config;
+mod errno;
+mod fs;
+mod metrics;
+mod mount;
+mod nodes;
+
+pub use config::MountConfig;
+pub use metrics::Metrics;
+pub use mount::{Mount, MountError, MountPointState, check_mount_point};

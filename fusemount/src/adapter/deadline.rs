@@ -1,0 +1,105 @@
+//! How long an operation may take: until its timeout, or until its caller is about to end.
+//!
+//! Invariant: [`bounded`] returns within its limit whatever the work does; work that is given up
+//! is dropped. fuser answers FUSE_INTERRUPT itself with ENOSYS, after which the kernel waits for
+//! every reply without listening to signals, even SIGKILL. Therefore a slow operation looks for
+//! signals itself, in `/proc`; where the caller is in another PID namespace and has no number
+//! here, only the timeout bounds it.
+
+use std::future::Future;
+use std::pin::pin;
+use std::time::Duration;
+
+use rustix::io::Errno;
+use store::{Error, ErrorKind};
+use tokio::time::{Instant, timeout_at};
+
+use crate::errno::{Failure, Result};
+
+/// How often a slow operation looks for signals of its caller: soon enough for a person who
+/// pressed Ctrl-C, and never in an operation of normal length.
+const CHECK_EVERY: Duration = Duration::from_millis(250);
+
+/// Signals that a person or a supervisor sends to end a program, as bits of the masks in `/proc`:
+/// SIGHUP, SIGINT, SIGQUIT, SIGTERM.
+const ENDING: u64 = 1 | 1 << 1 | 1 << 2 | 1 << 14;
+
+/// SIGKILL; the kernel also sets it when any other signal is going to end the process.
+const KILL: u64 = 1 << 8;
+
+/// The outcome of `work`, or ETIMEDOUT after `limit`, or EINTR when a signal is ending the thread
+/// `pid` (0 when it cannot be known).
+pub(crate) async fn bounded<T>(
+    pid: u32,
+    limit: Duration,
+    work: impl Future<Output = Result<T>>,
+) -> Result<T> {
+    let deadline = Instant::now() + limit;
+    let mut work = pin!(work);
+    loop {
+        let check = deadline.min(Instant::now() + CHECK_EVERY);
+        if let Ok(outcome) = timeout_at(check, &mut work).await {
+            return outcome;
+        }
+        if Instant::now() >= deadline {
+            let text = format!("no answer within {} s", limit.as_secs_f64());
+            return Err(Error::new(ErrorKind::Timeout, text).into());
+        }
+        if is_ending(pid) {
+            return Err(Failure::from(Errno::INTR));
+        }
+    }
+}
+
+/// True when a signal that ends the thread, or asks it to end, waits for it.
+fn is_ending(pid: u32) -> bool {
+    if pid == 0 {
+        return false;
+    }
+    std::fs::read_to_string(format!("/proc/{pid}/status"))
+        .is_ok_and(|status| status_is_ending(&status))
+}
+
+fn status_is_ending(status: &str) -> bool {
+    let mask = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        line.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
+    };
+    let pending = mask("SigPnd") | mask("ShdPnd");
+    let heard = !(mask("SigBlk") | mask("SigIgn"));
+    pending & KILL != 0 || pending & ENDING & heard != 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(pending: u64, shared: u64, blocked: u64) -> String {
+        format!(
+            "Name:\tcat\nState:\tD (disk sleep)\nSigPnd:\t{pending:016x}\n\
+             ShdPnd:\t{shared:016x}\nSigBlk:\t{blocked:016x}\nSigIgn:\t{:016x}\n",
+            0
+        )
+    }
+
+    #[test]
+    fn signals_that_end_are_told_from_others() {
+        assert!(status_is_ending(&status(KILL, 0, 0)));
+        assert!(status_is_ending(&status(0, 1 << 1, 0)));
+        assert!(!status_is_ending(&status(0, 1 << 1, 1 << 1)), "blocked");
+        assert!(!status_is_ending(&status(0, 1 << 13, 0)), "SIGALRM");
+        assert!(!status_is_ending(&status(0, 0, 0)));
+        assert!(!status_is_ending(""));
+        assert!(!is_ending(std::process::id()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn work_that_hangs_is_given_up_in_time() {
+        let began = Instant::now();
+        let hang = std::future::pending::<Result<()>>();
+        let failure = bounded(0, Duration::from_secs(3), hang).await.unwrap_err();
+        assert_eq!(failure.errno, Errno::TIMEDOUT);
+        assert_eq!(began.elapsed(), Duration::from_secs(3));
+        assert!(bounded(0, Duration::from_secs(3), async { Ok(()) }).await.is_ok());
+    }
+}

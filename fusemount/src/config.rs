@@ -1,0 +1,62 @@
+//! What a mount can be told.
+//!
+//! Invariant: plain values; every default works for one user on one machine. Nothing is read from
+//! the environment here.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// How to mount, and how files look.
+#[derive(Debug, Clone)]
+pub struct MountConfig {
+    /// An existing directory.
+    pub mount_point: PathBuf,
+    /// True when users other than the one that mounts may enter. Through `fusermount3` this needs
+    /// `user_allow_other` in `/etc/fuse.conf`.
+    pub allow_other: bool,
+    /// Owner of every file; the effective user of this process when absent.
+    pub uid: Option<u32>,
+    /// Group of every file; the effective group of this process when absent.
+    pub gid: Option<u32>,
+    /// Permission bits of files.
+    pub file_mode: u16,
+    /// Permission bits of directories.
+    pub dir_mode: u16,
+    /// How long the kernel, and this crate, may answer from what they saw of a name. At most the
+    /// `stale_ttl` of the cache below, or names outlive what the cache would say.
+    pub metadata_ttl: Duration,
+    /// How far the kernel reads ahead of a sequential reader, in KiB; 0 leaves its own default of
+    /// 128. Raised where `/sys` may be written.
+    pub read_ahead_kib: u32,
+    /// True to log every operation at `debug`.
+    pub debug: bool,
+    /// The longest that one operation may take; then it fails with ETIMEDOUT.
+    pub operation_timeout: Duration,
+    /// True to detach a dead FUSE mount that is found at the mount point.
+    pub force: bool,
+}
+
+impl MountConfig {
+    /// The defaults, at a mount point.
+    pub fn new(mount_point: impl Into<PathBuf>) -> Self {
+        Self {
+            mount_point: mount_point.into(),
+            allow_other: false,
+            uid: None,
+            gid: None,
+            // Readable by all whom `allow_other` lets in, writable by none: writes are refused.
+            file_mode: 0o444,
+            dir_mode: 0o555,
+            // The default `stale_ttl` of the cache.
+            metadata_ttl: Duration::from_secs(60),
+            // More gains nothing (measured), and it is the largest request that the kernel sends
+            // unless `fs.fuse.max_pages_limit` is raised.
+            read_ahead_kib: 1024,
+            debug: false,
+            // Longer than the retries of one request to an origin, shorter than the two minutes
+            // after which the kernel reports a hung task.
+            operation_timeout: Duration::from_secs(60),
+            force: false,
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! What has been seen of names, so that a lookup after a listing asks the origin nothing.
+//!
+//! Invariant: what is older than the time-to-live is a hint and never an answer; only names that
+//! exist are held, so that a new object is visible at once. At most [`MAX_KNOWN`] names are held;
+//! beyond that the directories that were learned first are dropped whole.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+use crate::nodes::{EntryKind, NodeId};
+
+/// Names held at once, some 35 MiB: twice the directories of 100,000 entries that are promised to
+/// cost one listing.
+const MAX_KNOWN: usize = 200_000;
+
+/// What is known of a name.
+#[derive(Debug, Clone)]
+pub(crate) enum Known {
+    /// Seen within the time-to-live.
+    Fresh(EntryKind),
+    /// Seen before that.
+    Hint(EntryKind),
+    /// Never seen, or not held any more.
+    Nothing,
+}
+
+#[derive(Debug)]
+struct Seen {
+    kind: EntryKind,
+    at: Instant,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    directories: HashMap<NodeId, HashMap<Arc<str>, Seen>>,
+    /// Directories in the order in which they were learned first; may name some that are gone.
+    order: VecDeque<NodeId>,
+    count: usize,
+}
+
+/// Names that were seen.
+#[derive(Debug)]
+pub(crate) struct KnownNames {
+    ttl: Duration,
+    limit: usize,
+    state: Mutex<State>,
+}
+
+impl KnownNames {
+    /// Nothing known yet.
+    pub(crate) fn new(ttl: Duration) -> Self {
+        Self { ttl, limit: MAX_KNOWN, state: Mutex::default() }
+    }
+
+    /// What is known of a name.
+    pub(crate) fn get(&self, directory: NodeId, name: &str) -> Known {
+        let state = self.state.lock();
+        let seen = state.directories.get(&directory).and_then(|names| names.get(name));
+        match seen {
+            None => Known::Nothing,
+            Some(seen) if seen.at.elapsed() < self.ttl => Known::Fresh(seen.kind.clone()),
+            Some(seen) => Known::Hint(seen.kind.clone()),
+        }
+    }
+
+    /// Remembers a name.
+    pub(crate) fn learn(&self, directory: NodeId, name: &Arc<str>, kind: EntryKind) {
+        self.state.lock().learn(directory, [(Arc::clone(name), kind)], self.limit);
+    }
+
+    /// Remembers names of a listing; its first page replaces all that was known.
+    pub(crate) fn learn_page(
+        &self,
+        directory: NodeId,
+        first: bool,
+        entries: impl IntoIterator<Item = (Arc<str>, EntryKind)>,
+    ) {
+        let mut state = self.state.lock();
+        if first {
+            state.forget(directory);
+        }
+        state.learn(directory, entries, self.limit);
+    }
+
+    /// Drops a name that is gone.
+    pub(crate) fn unlearn(&self, directory: NodeId, name: &str) {
+        let mut state = self.state.lock();
+        let names = state.directories.get_mut(&directory);
+        if names.and_then(|names| names.remove(name)).is_some() {
+            state.count -= 1;
+        }
+    }
+
+    /// Drops a directory that nobody knows any more.
+    pub(crate) fn forget(&self, directory: NodeId) {
+        self.state.lock().forget(directory);
+    }
+}
+
+impl State {
+    fn learn(
+        &mut self,
+        directory: NodeId,
+        entries: impl IntoIterator<Item = (Arc<str>, EntryKind)>,
+        limit: usize,
+    ) {
+        let at = Instant::now();
+        if !self.directories.contains_key(&directory) {
+            self.order.push_back(directory);
+        }
+        let names = self.directories.entry(directory).or_default();
+        for (name, kind) in entries {
+            if names.insert(name, Seen { kind, at }).is_none() {
+                self.count += 1;
+            }
+        }
+        while self.count > limit {
+            let Some(oldest) = self.order.pop_front() else { break };
+            self.drop_names(oldest);
+        }
+        // `order` keeps ids of directories that were forgotten; it must not grow without end.
+        if self.order.len() > 2 * self.directories.len() + 64 {
+            self.order.retain(|id| self.directories.contains_key(id));
+        }
+    }
+
+    fn forget(&mut self, directory: NodeId) {
+        if self.drop_names(directory) {
+            self.order.retain(|id| *id != directory || self.directories.contains_key(id));
+        }
+    }
+
+    fn drop_names(&mut self, directory: NodeId) -> bool {
+        let names = self.directories.remove(&directory);
+        self.count -= names.as_ref().map_or(0, HashMap::len);
+        names.is_some()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(range: std::ops::Range<usize>) -> impl Iterator<Item = (Arc<str>, EntryKind)> {
+        range.map(|i| (format!("n{i}").into(), EntryKind::Directory))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_old_becomes_a_hint() {
+        let known = KnownNames::new(Duration::from_secs(5));
+        known.learn_page(NodeId(7), true, names(0..2));
+        assert!(matches!(known.get(NodeId(7), "n1"), Known::Fresh(_)));
+        tokio::time::advance(Duration::from_secs(5)).await;
+        assert!(matches!(known.get(NodeId(7), "n1"), Known::Hint(_)));
+        known.unlearn(NodeId(7), "n1");
+        assert!(matches!(known.get(NodeId(7), "n1"), Known::Nothing));
+        known.learn_page(NodeId(7), true, names(5..6));
+        assert!(matches!(known.get(NodeId(7), "n0"), Known::Nothing));
+        assert_eq!(known.state.lock().count, 1);
+    }
+
+    #[tokio::test]
+    async fn the_oldest_directories_make_room() {
+        let known = KnownNames { limit: 10, ..KnownNames::new(Duration::from_secs(5)) };
+        for directory in 2..6 {
+            known.learn_page(NodeId(directory), true, names(0..4));
+        }
+        assert!(matches!(known.get(NodeId(2), "n0"), Known::Nothing));
+        assert!(matches!(known.get(NodeId(5), "n0"), Known::Fresh(_)));
+        assert_eq!(known.state.lock().count, 8);
+        // One directory larger than the bound holds nothing rather than too much.
+        known.learn_page(NodeId(9), true, names(0..11));
+        assert_eq!(known.state.lock().count, 0);
+        for round in 0..1000 {
+            known.learn_page(NodeId(round), true, names(0..1));
+            known.forget(NodeId(round));
+        }
+        assert!(known.state.lock().order.len() < 100);
+    }
+}

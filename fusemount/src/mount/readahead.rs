@@ -1,0 +1,31 @@
+//! What the kernel lets root set for one mount, in `/sys`.
+//!
+//! Invariant: only files of the given device are written. Failing is never fatal.
+
+use std::fs;
+
+/// The kernel's own readahead for a new mount, in KiB.
+const DEFAULT_KIB: u32 = 128;
+
+/// Sets how far the kernel reads ahead. An error is a sentence for a person.
+pub(crate) fn raise(device: Option<&str>, kib: u32) -> Result<(), String> {
+    let Some(device) = device else {
+        return Err("read-ahead was not raised: the mount is not in the mount table".to_owned());
+    };
+    let file = format!("/sys/class/bdi/{device}/read_ahead_kb");
+    fs::write(&file, kib.to_string()).map_err(|error| {
+        format!(
+            "read-ahead stays at {DEFAULT_KIB} KiB, which makes sequential reads slower: \
+             `{file}` cannot be written ({error}); as root, write {kib} to it"
+        )
+    })
+}
+
+/// Cuts the connection of a mount that is detached and still in use.
+pub(crate) fn abort(device: Option<&str>) {
+    let Some((_, minor)) = device.and_then(|device| device.split_once(':')) else { return };
+    let file = format!("/sys/fs/fuse/connections/{minor}/abort");
+    if let Err(error) = fs::write(&file, "1") {
+        tracing::debug!(%error, file, "the connection of a detached mount was not cut");
+    }
+}

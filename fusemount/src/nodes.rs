@@ -1,0 +1,349 @@
+//! The node table: what each node id stands for, for as long as the kernel knows it.
+//!
+//! Invariant: within a table an id means one thing from its first lookup until the kernel has
+//! forgotten it, and a changed object is another thing. Ids are derived from what they name and
+//! not counted, so that another process gives the same id to the same thing
+//! (docs/decisions/node-ids.md). The table is bounded by what the kernel remembers.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use parking_lot::RwLock;
+use store::{Bucket, ETag, Namespace, ObjectMeta};
+use twox_hash::XxHash3_64;
+
+/// The id of a node, also its inode number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct NodeId(pub(crate) u64);
+
+impl NodeId {
+    /// The root, fixed by the protocol.
+    pub(crate) const ROOT: Self = Self(1);
+
+    /// The kernel's word for "no inode number" in a directory entry; never given to a node.
+    const UNKNOWN: u64 = 0xffff_ffff;
+
+    /// Keeps ids positive as `i64`, which some programs print.
+    const MASK: u64 = i64::MAX as u64;
+
+    /// The id that a child has unless another node holds it. Stable across processes.
+    fn of_child(parent: Self, name: &str, etag: Option<&ETag>) -> Self {
+        let etag = etag.map_or("", ETag::as_str);
+        let mut text = Vec::with_capacity(name.len() + etag.len() + 10);
+        text.extend_from_slice(&parent.0.to_le_bytes());
+        text.extend_from_slice(name.as_bytes());
+        // No name holds a NUL or a slash, so that no two things are one text.
+        text.extend_from_slice(if etag.is_empty() { b"/" } else { b"\0" });
+        text.extend_from_slice(etag.as_bytes());
+        Self(XxHash3_64::oneshot(&text) & Self::MASK).usable()
+    }
+
+    fn usable(self) -> Self {
+        // 0 is no node, 1 the root.
+        if self.0 <= Self::ROOT.0 || self.0 == Self::UNKNOWN { self.next() } else { self }
+    }
+
+    fn next(self) -> Self {
+        Self((self.0 + 1) & Self::MASK).usable()
+    }
+}
+
+/// One version of an object, as far as a file shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Version {
+    /// Size in bytes.
+    pub(crate) size: u64,
+    /// The version.
+    pub(crate) etag: ETag,
+    /// When it was written.
+    pub(crate) modified: SystemTime,
+}
+
+impl From<&ObjectMeta> for Version {
+    fn from(meta: &ObjectMeta) -> Self {
+        Self { size: meta.size, etag: meta.etag.clone(), modified: meta.last_modified }
+    }
+}
+
+/// What a name in a directory stands for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum EntryKind {
+    /// A directory.
+    Directory,
+    /// A file in this version.
+    File(Version),
+}
+
+impl EntryKind {
+    fn etag(&self) -> Option<&ETag> {
+        match self {
+            Self::Directory => None,
+            Self::File(version) => Some(&version.etag),
+        }
+    }
+}
+
+/// A directory: a place in the namespace.
+#[derive(Debug)]
+pub(crate) struct Directory {
+    /// Its id.
+    pub(crate) id: NodeId,
+    /// The directory above; the root is above itself.
+    pub(crate) parent: NodeId,
+    /// Its absolute path below the mount point.
+    pub(crate) path: String,
+    /// The bucket that its keys are in; none where only mount paths lie below.
+    pub(crate) bucket: Option<Bucket>,
+    /// What its keys begin with: empty, or ending with a slash.
+    pub(crate) prefix: String,
+    /// Names of mount paths directly below, in byte order; they hide keys.
+    pub(crate) mounts: Box<[Arc<str>]>,
+}
+
+impl Directory {
+    fn new(namespace: &Namespace, id: NodeId, parent: NodeId, path: String) -> Self {
+        let (bucket, prefix) = match namespace.locate(&path) {
+            None => (None, String::new()),
+            Some(at) if at.key.is_empty() => (Some(at.bucket.clone()), String::new()),
+            Some(at) => (Some(at.bucket.clone()), format!("{}/", at.key)),
+        };
+        let mounts = namespace.mount_names(&path).into_iter().map(Arc::from).collect();
+        Self { id, parent, path, bucket, prefix, mounts }
+    }
+
+    /// True when a mount path has this name.
+    pub(crate) fn is_mount(&self, name: &str) -> bool {
+        self.mounts.iter().any(|mount| **mount == *name)
+    }
+
+    fn child_path(&self, name: &str) -> String {
+        if self.path == "/" { format!("/{name}") } else { format!("{}/{name}", self.path) }
+    }
+}
+
+/// A file: a name in a directory, and the version that it was looked up in.
+#[derive(Debug, Clone)]
+pub(crate) struct File {
+    /// Where it is.
+    pub(crate) parent: Arc<Directory>,
+    /// Its name there.
+    pub(crate) name: Arc<str>,
+    /// Its version.
+    pub(crate) version: Version,
+}
+
+/// What an id stands for.
+#[derive(Debug, Clone)]
+pub(crate) enum Node {
+    /// A directory.
+    Directory(Arc<Directory>),
+    /// A file.
+    File(File),
+}
+
+impl Node {
+    fn is(&self, parent: &Directory, name: &str, etag: Option<&ETag>) -> bool {
+        match self {
+            Self::Directory(directory) => {
+                etag.is_none()
+                    && directory.parent == parent.id
+                    && directory.path.rsplit('/').next() == Some(name)
+            }
+            Self::File(file) => {
+                Some(&file.version.etag) == etag
+                    && file.parent.id == parent.id
+                    && *file.name == *name
+            }
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Counted {
+    node: Node,
+    /// Lookups that the kernel has not taken back.
+    lookups: u64,
+}
+
+/// The node table.
+#[derive(Debug)]
+pub(crate) struct NodeTable {
+    namespace: Arc<Namespace>,
+    root: Arc<Directory>,
+    nodes: RwLock<HashMap<NodeId, Counted>>,
+}
+
+impl NodeTable {
+    /// A table that knows the root.
+    pub(crate) fn new(namespace: Arc<Namespace>) -> Self {
+        let root = Directory::new(&namespace, NodeId::ROOT, NodeId::ROOT, "/".into());
+        Self { namespace, root: Arc::new(root), nodes: RwLock::default() }
+    }
+
+    /// Nodes that the kernel knows, the root not counted.
+    pub(crate) fn len(&self) -> usize {
+        self.nodes.read().len()
+    }
+
+    /// Every id but the root's.
+    #[cfg(test)]
+    pub(crate) fn ids(&self) -> Vec<NodeId> {
+        self.nodes.read().keys().copied().collect()
+    }
+
+    /// What an id stands for; `None` when the kernel has forgotten it.
+    pub(crate) fn get(&self, id: NodeId) -> Option<Node> {
+        if id == NodeId::ROOT {
+            return Some(Node::Directory(Arc::clone(&self.root)));
+        }
+        self.nodes.read().get(&id).map(|counted| counted.node.clone())
+    }
+
+    /// The id that a child has, or would have, without counting a lookup.
+    pub(crate) fn id_of(&self, parent: &Directory, name: &str, kind: &EntryKind) -> NodeId {
+        place(&self.nodes.read(), parent, name, kind.etag())
+    }
+
+    /// True when the kernel knows a directory of this name.
+    pub(crate) fn holds_directory(&self, parent: &Directory, name: &str) -> bool {
+        let nodes = self.nodes.read();
+        nodes.contains_key(&place(&nodes, parent, name, None))
+    }
+
+    /// Counts one lookup of a child and returns its id.
+    pub(crate) fn remember(
+        &self,
+        parent: &Arc<Directory>,
+        name: &Arc<str>,
+        kind: &EntryKind,
+    ) -> NodeId {
+        let mut nodes = self.nodes.write();
+        let id = place(&nodes, parent, name, kind.etag());
+        let counted = nodes.entry(id).or_insert_with(|| {
+            let node = match kind {
+                EntryKind::Directory => {
+                    let path = parent.child_path(name);
+                    let directory = Directory::new(&self.namespace, id, parent.id, path);
+                    Node::Directory(Arc::new(directory))
+                }
+                EntryKind::File(version) => Node::File(File {
+                    parent: Arc::clone(parent),
+                    name: Arc::clone(name),
+                    version: version.clone(),
+                }),
+            };
+            Counted { node, lookups: 0 }
+        });
+        counted.lookups += 1;
+        // The same bytes may have been written again, later.
+        if let (Node::File(file), EntryKind::File(version)) = (&mut counted.node, kind) {
+            file.version.modified = version.modified;
+        }
+        id
+    }
+
+    /// Takes back lookups; returns the directories that nobody knows any more.
+    pub(crate) fn forget(&self, forgets: impl IntoIterator<Item = (NodeId, u64)>) -> Vec<NodeId> {
+        let mut gone = Vec::new();
+        let mut nodes = self.nodes.write();
+        for (id, lookups) in forgets {
+            let Some(counted) = nodes.get_mut(&id) else { continue };
+            counted.lookups = counted.lookups.saturating_sub(lookups);
+            if counted.lookups == 0 {
+                if matches!(counted.node, Node::Directory(_)) {
+                    gone.push(id);
+                }
+                nodes.remove(&id);
+            }
+        }
+        gone
+    }
+}
+
+/// Where a child is, or belongs: at its derived id, or after those that happen to share it.
+fn place(
+    nodes: &HashMap<NodeId, Counted>,
+    parent: &Directory,
+    name: &str,
+    etag: Option<&ETag>,
+) -> NodeId {
+    let mut id = NodeId::of_child(parent.id, name, etag);
+    while nodes.get(&id).is_some_and(|counted| !counted.node.is(parent, name, etag)) {
+        id = id.next();
+    }
+    id
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn version(etag: &str) -> EntryKind {
+        EntryKind::File(Version {
+            size: 3,
+            etag: ETag::parse(etag),
+            modified: SystemTime::UNIX_EPOCH,
+        })
+    }
+
+    fn table() -> (NodeTable, Arc<Directory>) {
+        let table = NodeTable::new(Arc::new(Namespace::default()));
+        let Some(Node::Directory(root)) = table.get(NodeId::ROOT) else { panic!("no root") };
+        (table, root)
+    }
+
+    #[test]
+    fn ids_follow_name_and_version_and_nothing_else() {
+        let (one, root) = table();
+        let (other, other_root) = table();
+        let name: Arc<str> = "a".into();
+        let id = one.remember(&root, &name, &version("1"));
+        assert_eq!(one.remember(&root, &name, &version("1")), id);
+        assert_eq!(other.remember(&other_root, &name, &version("1")), id);
+        assert_ne!(one.remember(&root, &name, &version("2")), id);
+        assert_ne!(one.remember(&root, &name, &EntryKind::Directory), id);
+        assert_ne!(one.remember(&root, &"b".into(), &version("1")), id);
+        assert_eq!(one.len(), 4);
+    }
+
+    #[test]
+    fn a_node_lives_until_every_lookup_is_taken_back() {
+        let (table, root) = table();
+        let name: Arc<str> = "d".into();
+        let id = table.remember(&root, &name, &EntryKind::Directory);
+        table.remember(&root, &name, &EntryKind::Directory);
+        assert!(table.forget([(id, 1)]).is_empty());
+        assert!(table.holds_directory(&root, "d"));
+        assert_eq!(table.forget([(id, 1)]), [id]);
+        assert!(table.get(id).is_none());
+        assert!(!table.holds_directory(&root, "d"));
+        assert!(table.forget([(id, 7), (NodeId::ROOT, 9)]).is_empty());
+        assert!(table.get(NodeId::ROOT).is_some());
+    }
+
+    #[test]
+    fn a_shared_id_is_resolved_by_moving_on() {
+        let (table, root) = table();
+        let name: Arc<str> = "a".into();
+        let wanted = NodeId::of_child(root.id, "a", None);
+        let squatter = File {
+            parent: Arc::clone(&root),
+            name: "x".into(),
+            version: Version { size: 0, etag: ETag::parse("1"), modified: SystemTime::UNIX_EPOCH },
+        };
+        table.nodes.write().insert(wanted, Counted { node: Node::File(squatter), lookups: 1 });
+        let id = table.remember(&root, &name, &EntryKind::Directory);
+        assert_eq!(id, wanted.next());
+        assert_eq!(table.remember(&root, &name, &EntryKind::Directory), id);
+    }
+
+    #[test]
+    fn reserved_numbers_are_never_ids() {
+        for reserved in [0, 1, NodeId::UNKNOWN] {
+            assert!(NodeId(reserved).usable().0 > 1);
+            assert_ne!(NodeId(reserved).usable().0, NodeId::UNKNOWN);
+        }
+        assert_eq!(NodeId(NodeId::MASK).next(), NodeId(2));
+    }
+}
