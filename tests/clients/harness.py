@@ -35,8 +35,7 @@ FILE_LIKE = {"versitygw", "minio", "local"}
 ACCESS_KEY = "sidecaraccesskey"
 SECRET_KEY = "sidecar-secret-key-0123456789"
 READY_WITHIN_SECONDS = 60
-# Longer than any listing or header may be seen as cached by another client of the same sidecar would
-# be wrong; short, so that changes made behind the sidecar are seen by a test that waits for them.
+# Short, so that a test which changes an object behind the sidecar need not wait long to see it.
 STALE_SECONDS = 1
 
 
@@ -253,6 +252,7 @@ def base_config(folder: Path, backends, access, mount: bool) -> dict:
             "memory": "64MiB",
             "block_size": "1MiB",
             "stale_ttl": f"{STALE_SECONDS}s",
+            "negative_ttl": f"{STALE_SECONDS}s",
         },
         "backends": backends,
         "s3": {"listen": f"127.0.0.1:{free_port()}", **access},

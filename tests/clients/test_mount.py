@@ -27,6 +27,15 @@ def run(*command, timeout=60):
     return done.stdout
 
 
+def appear(path):
+    """What is made behind the sidecar is seen within the time to live of a listing."""
+    deadline = time.monotonic() + harness.STALE_SECONDS + 10
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path} does not appear"
+        time.sleep(0.1)
+    return path
+
+
 @pytest.fixture
 def folder(mount, origins, bucket, prefix):
     """A folder at the origin with known files, and its place in the mount."""
@@ -39,7 +48,10 @@ def folder(mount, origins, bucket, prefix):
     }
     for name, body in files.items():
         origins.put(bucket, prefix + name, body)
-    return mount / bucket / prefix.rstrip("/"), files
+    path = mount / bucket / prefix.rstrip("/")
+    for name in files:
+        appear(path / name)
+    return path, files
 
 
 def test_top_of_the_mount(mount, origins):
@@ -147,7 +159,7 @@ def test_an_open_file_is_one_version(mount, origins, bucket, prefix):
     """After a change at the origin an open file gives the old bytes or ESTALE, never a mixture."""
     old, new = harness.content(3 * MIB, seed=81), harness.content(3 * MIB, seed=82)
     origins.put(bucket, prefix + "file", old)
-    path = mount / bucket / prefix / "file"
+    path = appear(mount / bucket / prefix / "file")
     with open(path, "rb", buffering=0) as file:
         assert os.pread(file.fileno(), 1000, 0) == old[:1000]
         # A directory tells versions apart by its clock.
@@ -169,7 +181,7 @@ def test_many_files(mount, origins, bucket, prefix):
     files = {f"{number:04}": harness.content(100 + number) for number in range(200)}
     for name, body in files.items():
         origins.put(bucket, prefix + name, body)
-    path = mount / bucket / prefix
+    path = appear(mount / bucket / prefix)
     assert sorted(os.listdir(path)) == sorted(files)
     for name, body in files.items():
         assert (path / name).read_bytes() == body

@@ -7,7 +7,7 @@ use crate::gcs_shim::GcsShim;
 use crate::http_client::{fetch, must};
 use crate::process::{self, Process};
 use crate::sigv4::{Credentials, PATH, STRICT, hmac, sign};
-use crate::tools::{Skipped, free_port, tool};
+use crate::tools::{Skipped, free_port, tool, tools_folder};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
@@ -94,7 +94,12 @@ impl OriginKind {
                 command.args(["-H", "127.0.0.1", "-p", &port]);
             }
             OriginKind::Azurite => {
+                // Its script asks the environment for node, which may be the one in the tools folder.
+                let mut path = tools_folder().join("bin").into_os_string();
+                path.push(":");
+                path.push(std::env::var_os("PATH").unwrap_or_default());
                 command
+                    .env("PATH", path)
                     .env("AZURITE_ACCOUNTS", format!("{AZURE_ACCOUNT}:{}", credentials.secret_key))
                     .args(["--inMemoryPersistence", "--skipApiVersionCheck", "--disableTelemetry"])
                     .args(["--silent", "--blobHost", "127.0.0.1", "--blobPort", &port])
