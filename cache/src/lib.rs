@@ -1,1 +1,25 @@
-//! Skeleton.
+//! The cache: a [`Cache`] holds blocks in memory and on NVMe, and turns an origin into a
+//! [`CachedStore`] that asks it as little as possible.
+//!
+//! Invariant: a reader never sees bytes of two versions in one body, nor an error of the cache
+//! itself: a tier that fails is a miss, a counter and one warning. The version is part of every
+//! block's key, so only metadata ever goes stale. The crate refuses to know any protocol.
+
+mod blocks;
+mod cache;
+mod config;
+mod fetch;
+mod lists;
+mod metadata;
+mod metrics;
+mod prefetch;
+mod span;
+mod stats;
+mod stored;
+mod version;
+
+pub use cache::{Cache, OpenError};
+pub use config::{CacheConfig, DiskConfig, Immutable, StorePolicy};
+pub use metrics::Metrics;
+pub use stats::{FetchStats, PrefetchStats, Stats, TierState, TierStats};
+pub use stored::{CachedStore, Warmed};

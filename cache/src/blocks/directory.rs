@@ -1,0 +1,125 @@
+//! The cache directory: whose it is, and what its content is worth.
+//!
+//! Invariant: at most one process has it open, by a lock that the kernel drops when that process
+//! ends however it ends. Content of another layout is discarded, never read.
+
+use std::fmt;
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Seek, Write};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, flock};
+
+/// What writes the files: raised whenever a key, a value or foyer's format changes.
+const FORMAT: u32 = 1;
+
+const LOCK: &str = "lock";
+const LAYOUT: &str = "layout";
+const BLOCKS: &str = "blocks";
+
+/// Why the directory cannot be used.
+#[derive(Debug)]
+pub(crate) enum Trouble {
+    /// Another process has it; going on would destroy what that one keeps.
+    Locked(Refused),
+    /// It cannot be used; going on without it is safe.
+    Unusable(String),
+}
+
+/// The directory belongs to another process.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Refused {
+    pub(crate) path: PathBuf,
+    /// The process, where it could be read.
+    pub(crate) pid: Option<u32>,
+}
+
+/// A directory that this process holds.
+#[derive(Debug)]
+pub(crate) struct Directory {
+    path: PathBuf,
+    /// Closing it gives the lock back.
+    _lock: File,
+}
+
+impl Directory {
+    /// Takes the directory, creating it where missing. Blocking: a few file operations.
+    pub(crate) fn open(path: &Path) -> Result<Self, Trouble> {
+        let unusable = |what: &str, error: &dyn fmt::Display| {
+            Trouble::Unusable(format!("{what} `{}`: {error}", path.display()))
+        };
+        fs::create_dir_all(path).map_err(|e| unusable("cannot create", &e))?;
+        let file = path.join(LOCK);
+        let mut lock = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .read(true)
+            .write(true)
+            .open(&file)
+            .map_err(|e| unusable("cannot write to", &e))?;
+        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                let mut text = String::new();
+                _ = lock.read_to_string(&mut text);
+                let pid = text.trim().parse().ok();
+                return Err(Trouble::Locked(Refused { path: path.to_owned(), pid }));
+            }
+            Err(error) => return Err(unusable("cannot lock", &error)),
+        }
+        let written = lock
+            .set_len(0)
+            .and_then(|()| lock.rewind())
+            .and_then(|()| writeln!(lock, "{}", std::process::id()));
+        written.map_err(|e| unusable("cannot write to", &e))?;
+        Ok(Self { path: path.to_owned(), _lock: lock })
+    }
+
+    /// Where the blocks lie.
+    pub(crate) fn blocks(&self) -> PathBuf {
+        self.path.join(BLOCKS)
+    }
+
+    /// Bytes that are free for the tier: free on the file system, plus what the tier has already.
+    pub(crate) fn available_bytes(&self) -> u64 {
+        use std::os::unix::fs::MetadataExt;
+        let free = rustix::fs::statvfs(&self.path).map_or(0, |s| s.f_bavail * s.f_frsize);
+        let held = fs::read_dir(self.blocks()).map_or(0, |entries| {
+            entries.flatten().filter_map(|e| e.metadata().ok()).map(|m| m.blocks() * 512).sum()
+        });
+        free + held
+    }
+
+    /// Makes the content fit `layout`: content of another layout is removed. Returns the layout that
+    /// was found, if it was another one.
+    pub(crate) fn prepare(&self, layout: &str) -> Result<Option<String>, Trouble> {
+        let wanted = format!("warpdrive-cache {FORMAT} {layout}\n");
+        let file = self.path.join(LAYOUT);
+        let found = fs::read(&file).ok().map(|raw| String::from_utf8_lossy(&raw).into_owned());
+        let fail = |e: std::io::Error| {
+            Trouble::Unusable(format!("cannot prepare `{}`: {e}", self.path.display()))
+        };
+        if found.as_ref() == Some(&wanted) {
+            return Ok(None);
+        }
+        let blocks = self.blocks();
+        let had_blocks = blocks.exists();
+        if had_blocks {
+            fs::remove_dir_all(&blocks).map_err(fail)?;
+        }
+        fs::write(&file, &wanted).map_err(fail)?;
+        Ok(had_blocks.then(|| found.unwrap_or_default().trim().to_owned()))
+    }
+
+    /// Removes files of groups beyond the first `groups`, left by a larger capacity.
+    pub(crate) fn trim(&self, groups: u64) {
+        let Ok(entries) = fs::read_dir(self.blocks()) else { return };
+        for entry in entries.flatten() {
+            let name = entry.file_name();
+            let number = name.to_str().and_then(|n| n.rsplit('-').next()?.parse::<u64>().ok());
+            if number.is_some_and(|n| n >= groups) {
+                _ = fs::remove_file(entry.path());
+            }
+        }
+    }
+}

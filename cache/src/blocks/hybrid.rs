@@ -1,0 +1,250 @@
+//! The block cache on foyer: memory, and NVMe where there is one.
+//!
+//! Invariant: memory is looked at without waiting; a disk read is verified before anyone sees it; a
+//! disk tier that fails is off, and says why.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use foyer::{Event, EventListener, HybridCacheProperties, Load, Location};
+use futures::FutureExt;
+use futures::future::BoxFuture;
+
+use super::codec::Block;
+use super::directory::{Directory, Refused, Trouble};
+use super::picker::Occupancy;
+use super::writer::{Engine, Writer};
+use super::{BlockCache, Remembered, disk};
+use crate::stats::{TierState, TierStats};
+use crate::version::BlockKey;
+use crate::{CacheConfig, DiskConfig, Metrics};
+
+/// Bytes of blocks that wait for the disk, beside those in foyer's buffers.
+const QUEUE_BYTES: u64 = 48 << 20;
+
+/// Counts what memory evicts.
+#[derive(Debug)]
+pub(crate) struct Departures {
+    metrics: Metrics,
+    /// Without a disk tier, leaving memory is leaving the cache.
+    final_: AtomicBool,
+}
+
+impl EventListener for Departures {
+    type Key = BlockKey;
+    type Value = Block;
+
+    fn on_leave(&self, reason: Event, _: &BlockKey, _: &Block) {
+        if reason == Event::Evict {
+            self.metrics.memory_evictions.inc();
+            if self.final_.load(Ordering::Relaxed) {
+                self.metrics.evictions.inc();
+            }
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Disk {
+    writer: Arc<Writer>,
+    occupancy: Arc<Occupancy>,
+    group_bytes: u64,
+    capacity_bytes: u64,
+    closed: AtomicBool,
+    /// Holds the lock as long as files may be written.
+    _directory: Directory,
+}
+
+#[derive(Debug)]
+pub(crate) struct HybridBlocks {
+    engine: Engine,
+    disk: Option<Disk>,
+    /// Why a configured disk tier is off.
+    off: Option<String>,
+    metrics: Metrics,
+}
+
+impl HybridBlocks {
+    /// Opens both tiers. A disk tier that cannot be used is left off, said once and kept in
+    /// [`BlockCache::disk_state`]; only a directory of another process is an error.
+    pub(crate) async fn open(config: &CacheConfig, metrics: &Metrics) -> Result<Self, Refused> {
+        let departures =
+            Departures { metrics: metrics.clone(), final_: AtomicBool::new(config.disk.is_none()) };
+        let departures = Arc::new(departures);
+        let mut off = None;
+        if let Some(disk) = &config.disk {
+            match Self::with_disk(config, disk, &departures, metrics).await {
+                Ok(opened) => return Ok(opened),
+                Err(Trouble::Locked(refused)) => return Err(refused),
+                Err(Trouble::Unusable(reason)) => {
+                    tracing::warn!(reason, "the cache runs without its disk tier");
+                    off = Some(reason);
+                }
+            }
+        }
+        departures.final_.store(true, Ordering::Relaxed);
+        let engine = disk::open_memory(config, departures)
+            .await
+            .expect("a memory tier does no I/O that could fail");
+        Ok(Self { engine, disk: None, off, metrics: metrics.clone() })
+    }
+
+    async fn with_disk(
+        config: &CacheConfig,
+        disk: &DiskConfig,
+        departures: &Arc<Departures>,
+        metrics: &Metrics,
+    ) -> Result<Self, Trouble> {
+        let opened = disk::open(config, disk, Arc::clone(departures), metrics).await?;
+        let layout = opened.layout;
+        let writer = Writer::start(
+            opened.engine.clone(),
+            layout.buffer_bytes,
+            QUEUE_BYTES.max(2 * layout.entry_bytes),
+            layout.entry_bytes,
+            metrics.clone(),
+        );
+        let tier = Disk {
+            writer: Arc::new(writer),
+            occupancy: opened.occupancy,
+            group_bytes: layout.group_bytes,
+            capacity_bytes: layout.groups * layout.group_bytes,
+            closed: AtomicBool::new(false),
+            _directory: opened.directory,
+        };
+        let metrics = metrics.clone();
+        Ok(Self { engine: opened.engine, disk: Some(tier), off: None, metrics })
+    }
+
+    fn open_disk(&self) -> Option<&Disk> {
+        self.disk.as_ref().filter(|disk| !disk.closed.load(Ordering::Relaxed))
+    }
+
+    /// Reads an entry from disk; what was there and could not be used is counted as bad.
+    async fn read(&self, key: &BlockKey) -> Option<Block> {
+        if !self.on_disk(key) {
+            return None;
+        }
+        let block = match self.engine.storage().load(key).await {
+            Ok(Load::Entry { value, .. }) => value.verified(key),
+            Ok(Load::Piece { piece, .. }) => Some(piece.value().clone()),
+            // foyer forgets an entry whose own checksum is wrong, and says that it has none.
+            Ok(Load::Miss) => None,
+            Ok(Load::Throttled) => return None,
+            Err(error) => {
+                tracing::debug!(%error, "a block could not be read from the cache directory");
+                None
+            }
+        };
+        if block.is_none() {
+            self.metrics.bad_blocks.inc();
+        }
+        block
+    }
+}
+
+#[async_trait]
+impl BlockCache for HybridBlocks {
+    fn get(&self, key: &BlockKey) -> Option<Bytes> {
+        self.engine.memory().get(key).map(|entry| entry.value().data.clone())
+    }
+
+    fn in_memory(&self, key: &BlockKey) -> bool {
+        self.engine.memory().contains(key)
+    }
+
+    fn on_disk(&self, key: &BlockKey) -> bool {
+        self.open_disk().is_some() && self.engine.storage().may_contains(key)
+    }
+
+    async fn load(&self, key: &BlockKey, len: usize) -> Option<Bytes> {
+        let block = self.read(key).await?;
+        if block.data.len() != len {
+            self.metrics.bad_blocks.inc();
+            return None;
+        }
+        let data = block.data.clone();
+        let properties = HybridCacheProperties::default().with_location(Location::InMem);
+        self.engine.memory().insert_with_properties(key.clone(), block, properties);
+        Some(data)
+    }
+
+    fn insert(&self, key: BlockKey, data: Bytes) -> Option<BoxFuture<'static, ()>> {
+        let block = Block::new(&key, data);
+        let entry = self.engine.memory().insert(key, block);
+        let disk = self.open_disk()?;
+        let writer = Arc::clone(&disk.writer);
+        Some(async move { writer.write(entry).await }.boxed())
+    }
+
+    async fn recall(&self, key: &BlockKey) -> Option<Remembered> {
+        let block = self.read(key).await?;
+        Remembered::decode(&block.data)
+    }
+
+    fn remember(&self, key: BlockKey, what: &Remembered) {
+        if let Some(disk) = self.open_disk() {
+            let block = Block::new(&key, what.encode());
+            // Through memory, as everything in foyer, and out of it at once.
+            let entry = self.engine.memory().insert(key, block);
+            disk.writer.try_write(&entry);
+            let key = entry.key().clone();
+            drop(entry);
+            self.engine.memory().remove(&key);
+        }
+    }
+
+    async fn flush(&self) {
+        if let Some(disk) = self.open_disk() {
+            disk.writer.flush().await;
+        }
+    }
+
+    async fn close(&self) {
+        let Some(disk) = &self.disk else { return };
+        disk.writer.flush().await;
+        if !disk.closed.swap(true, Ordering::Relaxed)
+            && let Err(error) = self.engine.storage().close().await
+        {
+            tracing::warn!(%error, "the cache directory was not closed cleanly");
+        }
+    }
+
+    fn memory(&self) -> TierStats {
+        TierStats {
+            bytes: self.engine.memory().usage() as u64,
+            capacity_bytes: self.engine.memory().capacity() as u64,
+            hits: self.metrics.memory_hits.get(),
+            evictions: self.metrics.memory_evictions.get(),
+            waiting_bytes: 0,
+        }
+    }
+
+    fn disk(&self) -> Option<TierStats> {
+        let disk = self.disk.as_ref()?;
+        let groups = disk.occupancy.groups.load(Ordering::Relaxed);
+        let clean = disk.occupancy.clean.load(Ordering::Relaxed);
+        Some(TierStats {
+            bytes: groups.saturating_sub(clean) * disk.group_bytes,
+            capacity_bytes: disk.capacity_bytes,
+            hits: self.metrics.disk_hits.get(),
+            evictions: disk.occupancy.evicted.load(Ordering::Relaxed),
+            waiting_bytes: disk.writer.waiting_bytes(),
+        })
+    }
+
+    fn disk_state(&self) -> Option<TierState> {
+        if let Some(reason) = &self.off {
+            return Some(TierState { up: false, reason: Some(reason.clone()) });
+        }
+        let disk = self.disk.as_ref()?;
+        let reason = if disk.closed.load(Ordering::Relaxed) {
+            Some("closed".to_owned())
+        } else {
+            disk.writer.paused()
+        };
+        Some(TierState { up: reason.is_none(), reason })
+    }
+}

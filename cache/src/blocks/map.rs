@@ -1,0 +1,75 @@
+//! A block cache that is a map, for tests of what lies above it.
+//!
+//! Invariant: it forgets only when told to.
+
+use std::collections::HashMap;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use parking_lot::Mutex;
+
+use super::{BlockCache, Remembered};
+use crate::stats::{TierState, TierStats};
+use crate::version::BlockKey;
+
+#[derive(Debug, Default)]
+pub(crate) struct MapBlocks {
+    blocks: Mutex<HashMap<BlockKey, Bytes>>,
+}
+
+impl MapBlocks {
+    pub(crate) fn forget_all(&self) {
+        self.blocks.lock().clear();
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.blocks.lock().len()
+    }
+}
+
+#[async_trait]
+impl BlockCache for MapBlocks {
+    fn get(&self, key: &BlockKey) -> Option<Bytes> {
+        self.blocks.lock().get(key).cloned()
+    }
+
+    fn in_memory(&self, key: &BlockKey) -> bool {
+        self.blocks.lock().contains_key(key)
+    }
+
+    fn on_disk(&self, _: &BlockKey) -> bool {
+        false
+    }
+
+    async fn load(&self, _: &BlockKey, _: usize) -> Option<Bytes> {
+        None
+    }
+
+    fn insert(&self, key: BlockKey, data: Bytes) -> Option<BoxFuture<'static, ()>> {
+        self.blocks.lock().insert(key, data);
+        None
+    }
+
+    async fn recall(&self, _: &BlockKey) -> Option<Remembered> {
+        None
+    }
+
+    fn remember(&self, _: BlockKey, _: &Remembered) {}
+
+    async fn flush(&self) {}
+
+    async fn close(&self) {}
+
+    fn memory(&self) -> TierStats {
+        TierStats::default()
+    }
+
+    fn disk(&self) -> Option<TierStats> {
+        None
+    }
+
+    fn disk_state(&self) -> Option<TierState> {
+        None
+    }
+}

@@ -1,0 +1,1 @@
+//! The tiers on real directories.

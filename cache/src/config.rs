@@ -1,0 +1,170 @@
+//! What a cache and an attached store can be told, as plain values with their defaults.
+//!
+//! Invariant: [`CacheConfig::checked`] is the only way in; it names every problem at once.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+const MIB: u64 = 1 << 20;
+
+/// Smallest block: below this the per-block cost exceeds the bytes.
+const MIN_BLOCK_BYTES: u64 = 512;
+
+/// Largest block: a block is assembled in memory once for each fetch in flight.
+const MAX_BLOCK_BYTES: u64 = 64 * MIB;
+
+/// How large the cache is and how hard it may pull.
+#[derive(Debug, Clone)]
+pub struct CacheConfig {
+    /// Bytes of blocks in memory.
+    pub memory_bytes: u64,
+    /// The NVMe tier; `None` keeps everything in memory.
+    pub disk: Option<DiskConfig>,
+    /// Bytes of a block, the unit of caching. A random read of a cold object costs one block; a
+    /// sequential read merges blocks up to `max_fetch_bytes`, so small blocks cost it nothing.
+    pub block_bytes: u64,
+    /// Ranged GETs in flight at once, of all stores together. Prefetching may never hold them all.
+    pub max_parallel_fetch: usize,
+    /// Largest ranged GET that neighbouring missing blocks are merged into.
+    pub max_fetch_bytes: u64,
+    /// Blocks that the first prefetch of a sequential reader asks for; the window doubles from here.
+    /// `0` turns prefetching off.
+    pub readahead_blocks: usize,
+    /// Bytes that prefetching may have in flight, of all readers together.
+    pub prefetch_budget_bytes: u64,
+    /// Objects, known to exist or not to, whose metadata is kept for each store.
+    pub metadata_entries: usize,
+    /// Listed objects in cached pages of listings for each store.
+    pub listed_entries: usize,
+    /// Bytes that all bodies together may have fetched ahead of their readers.
+    pub body_window_bytes: u64,
+}
+
+impl Default for CacheConfig {
+    /// 512 MiB of memory, no disk, blocks of 1 MiB merged up to 8 MiB, 16 fetches at once.
+    fn default() -> Self {
+        Self {
+            memory_bytes: 512 * MIB,
+            disk: None,
+            block_bytes: MIB,
+            max_parallel_fetch: 16,
+            max_fetch_bytes: 8 * MIB,
+            readahead_blocks: 4,
+            prefetch_budget_bytes: 64 * MIB,
+            // About 400 bytes each: 80 MiB when full.
+            metadata_entries: 200_000,
+            // Pages share their keys with the metadata: about 100 bytes each.
+            listed_entries: 100_000,
+            body_window_bytes: 96 * MIB,
+        }
+    }
+}
+
+/// The NVMe tier.
+#[derive(Debug, Clone)]
+pub struct DiskConfig {
+    /// A directory of its own; created where missing.
+    pub path: PathBuf,
+    /// Bytes that the tier may occupy.
+    pub capacity_bytes: u64,
+    /// Fraction of the capacity at which eviction begins. Eviction is continuous and takes the
+    /// oldest fill first, so it also ends here.
+    pub high_water: f64,
+    /// Accepted for configurations that have it. Evicting below the high water would only throw
+    /// away what eviction at the high water keeps.
+    pub low_water: f64,
+}
+
+impl DiskConfig {
+    /// A tier in a directory, with water marks of 0.90 and 0.80.
+    pub fn new(path: impl Into<PathBuf>, capacity_bytes: u64) -> Self {
+        Self { path: path.into(), capacity_bytes, high_water: 0.90, low_water: 0.80 }
+    }
+}
+
+/// Which objects never change once written.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Immutable {
+    /// None is known not to.
+    #[default]
+    No,
+    /// All of them.
+    All,
+    /// Those whose keys begin with one of these.
+    Prefixes(Vec<String>),
+}
+
+impl Immutable {
+    /// True where this key's object never changes.
+    pub(crate) fn holds(&self, key: &str) -> bool {
+        match self {
+            Self::No => false,
+            Self::All => true,
+            Self::Prefixes(prefixes) => prefixes.iter().any(|p| key.starts_with(p.as_str())),
+        }
+    }
+}
+
+/// How long what is known of one store's objects may be used.
+#[derive(Debug, Clone)]
+pub struct StorePolicy {
+    /// Metadata and listings are used this long without asking the origin.
+    pub stale_ttl: Duration,
+    /// How long past `stale_ttl` they go on being used while the origin gives no answer. Zero
+    /// refuses.
+    pub stale_if_error: Duration,
+    /// Which objects are never asked about again.
+    pub immutable: Immutable,
+    /// How long an object that was not there is taken not to be there.
+    pub negative_ttl: Duration,
+}
+
+impl Default for StorePolicy {
+    /// 60 s, one hour in an outage, 5 s for what is not there, nothing immutable.
+    fn default() -> Self {
+        Self {
+            stale_ttl: Duration::from_secs(60),
+            stale_if_error: Duration::from_secs(3600),
+            immutable: Immutable::No,
+            negative_ttl: Duration::from_secs(5),
+        }
+    }
+}
+
+impl CacheConfig {
+    /// The same configuration, or every reason why it cannot work.
+    pub(crate) fn checked(mut self) -> Result<Self, String> {
+        let mut problems = Vec::new();
+        if !(MIN_BLOCK_BYTES..=MAX_BLOCK_BYTES).contains(&self.block_bytes) {
+            problems.push(format!(
+                "block size of {} bytes is not within {MIN_BLOCK_BYTES} and {MAX_BLOCK_BYTES}",
+                self.block_bytes
+            ));
+        }
+        if self.max_parallel_fetch == 0 {
+            problems.push("parallel fetches must be at least 1".to_owned());
+        }
+        if self.memory_bytes < self.block_bytes {
+            problems.push(format!(
+                "memory of {} bytes holds no block of {} bytes",
+                self.memory_bytes, self.block_bytes
+            ));
+        }
+        if let Some(disk) = &self.disk
+            && !(disk.high_water > 0.0 && disk.high_water <= 1.0)
+        {
+            problems.push(format!("high water {} is not within 0 and 1", disk.high_water));
+        }
+        if !problems.is_empty() {
+            return Err(problems.join("; "));
+        }
+        self.max_fetch_bytes = self.max_fetch_bytes.max(self.block_bytes);
+        self.metadata_entries = self.metadata_entries.max(1);
+        Ok(self)
+    }
+
+    /// Blocks in the largest merged fetch.
+    pub(crate) fn fetch_blocks(&self) -> u32 {
+        (self.max_fetch_bytes / self.block_bytes).clamp(1, 1 << 16) as u32
+    }
+}

@@ -1,0 +1,149 @@
+//! A run of neighbouring blocks that one GET brings, cut out of its body.
+//!
+//! Invariant: a block is passed on when all of its bytes are there and not before; the last one waits
+//! for the body to end, so that a body of the wrong length leaves nothing of a short run behind.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use bytes::{Bytes, BytesMut};
+use futures::StreamExt;
+use store::{ByteStream, Error, ErrorKind};
+use tokio::time::timeout;
+
+use super::flight::Landing;
+use super::gate::{Permit, Urgency};
+use super::{Fetcher, Origin};
+use crate::blocks::{Remembered, metadata_key};
+use crate::prefetch::Charge;
+use crate::span::block_range;
+use crate::version::{BlockKey, Version};
+
+/// How long an origin may send nothing. Backends have time limits of their own, which are shorter;
+/// this one keeps a store without them from holding readers for ever.
+pub(crate) const STALL: Duration = Duration::from_secs(60);
+
+/// What a fetch of one block ends in.
+pub(crate) type Fetched = Result<Bytes, Error>;
+
+/// Blocks that one task brings. Whatever is left when it is dropped lands as an error.
+pub(crate) struct Run {
+    pub(crate) fetcher: Arc<Fetcher>,
+    pub(crate) origin: Arc<Origin>,
+    pub(crate) object: Arc<Version>,
+    /// Consecutive blocks; `None` for one that another flight brings.
+    pub(crate) blocks: VecDeque<(u32, Option<Landing<Fetched>>)>,
+    pub(crate) urgency: Urgency,
+    /// A GET that was already answered, with the permit it runs under.
+    pub(crate) opened: Option<(Permit, ByteStream)>,
+    pub(crate) charge: Option<Charge>,
+}
+
+impl Run {
+    fn len_of(&self, index: u32) -> usize {
+        let held = block_range(index, self.fetcher.block_bytes(), self.object.meta.size);
+        (held.end - held.start) as usize
+    }
+
+    /// The bytes that are still missing.
+    pub(crate) fn range(&self) -> Option<std::ops::Range<u64>> {
+        let (first, last) = (self.blocks.front()?.0, self.blocks.back()?.0);
+        let of = |index| block_range(index, self.fetcher.block_bytes(), self.object.meta.size);
+        Some(of(first).start..of(last).end)
+    }
+
+    /// Keeps the next block, tells those who wait, then waits for the disk to take it.
+    async fn pass_on(&mut self, data: Bytes) {
+        let Some((index, landing)) = self.blocks.pop_front() else { return };
+        self.fetcher.metrics().fetched_bytes.inc_by(data.len() as u64);
+        let Some(landing) = landing else { return };
+        let key = BlockKey::new(&self.object, index);
+        let blocks = self.fetcher.blocks();
+        let spill = blocks.insert(key.clone(), data.clone());
+        if spill.is_some() {
+            self.remember(index);
+        }
+        self.fetcher.land(&key, landing, Ok(data));
+        if let Some(spill) = spill {
+            spill.await;
+        }
+    }
+
+    /// Leaves word on disk of what these blocks belong to.
+    fn remember(&self, index: u32) {
+        let blocks = self.fetcher.blocks();
+        let at = metadata_key(self.origin.id, &self.object.key);
+        // The first block always does, so that a new version takes the place of the old one.
+        if index == 0 || !blocks.on_disk(&at) {
+            let meta = self.object.meta.clone();
+            blocks.remember(at, &Remembered { meta, confirmed: SystemTime::now() });
+        }
+    }
+
+    /// Takes blocks from a body that has exactly the bytes of [`Self::range`].
+    pub(crate) async fn feed(&mut self, mut body: ByteStream) -> Result<(), Error> {
+        let mut partial = BytesMut::new();
+        let mut last: Option<Bytes> = None;
+        loop {
+            let next = timeout(STALL, body.next()).await.map_err(|_| {
+                let context = format!("origin sent nothing of `{}` for 60 s", self.object.key);
+                Error::new(ErrorKind::Timeout, context)
+            })?;
+            let Some(piece) = next else { break };
+            let mut piece = piece?;
+            while !piece.is_empty() {
+                let Some(&(index, _)) = self.blocks.front().filter(|_| last.is_none()) else {
+                    return Err(self.wrong_length("more"));
+                };
+                let wanted = self.len_of(index);
+                if partial.capacity() == 0 {
+                    partial.reserve(wanted);
+                }
+                let part = piece.split_to(piece.len().min(wanted - partial.len()));
+                partial.extend_from_slice(&part);
+                if partial.len() == wanted {
+                    let data = std::mem::take(&mut partial).freeze();
+                    if self.blocks.len() == 1 {
+                        last = Some(data);
+                    } else {
+                        self.pass_on(data).await;
+                    }
+                }
+            }
+        }
+        match last {
+            Some(data) => {
+                self.pass_on(data).await;
+                Ok(())
+            }
+            None => Err(self.wrong_length("fewer")),
+        }
+    }
+
+    fn wrong_length(&self, which: &str) -> Error {
+        let context = format!("origin sent {which} bytes of `{}` than asked for", self.object.key);
+        Error::new(ErrorKind::Corrupted, context)
+    }
+
+    /// Tells everyone who still waits.
+    pub(crate) fn fail(&mut self, error: &Error) {
+        while let Some((index, landing)) = self.blocks.pop_front() {
+            if let Some(landing) = landing {
+                let key = BlockKey::new(&self.object, index);
+                self.fetcher.land(&key, landing, Err(error.clone()));
+            }
+        }
+    }
+}
+
+impl Drop for Run {
+    fn drop(&mut self) {
+        if !self.blocks.is_empty() {
+            self.fail(&Error::new(
+                ErrorKind::Internal,
+                "the task that fetched a block ended early",
+            ));
+        }
+    }
+}

@@ -1,0 +1,393 @@
+//! The fetcher: which blocks are on their way, and the tasks that bring them.
+//!
+//! Invariant: at most one flight for each block. A block is in the cache before its flight leaves the
+//! table, and the cache is looked at under the table's lock, so no block is fetched because it had
+//! just arrived. A version, length or range other than asked for is never admitted. Errors are shared
+//! by those who waited; the next who asks starts anew.
+
+use std::collections::{HashMap, VecDeque};
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use store::{ByteRange, Error, ErrorKind, GetOptions, GetResult, ObjectKey, ReaderId, Store};
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, timeout};
+
+use super::assembly::{Fetched, Run, STALL};
+use super::flight::{Flight, Landing};
+use super::gate::{Gate, Priority, Urgency};
+use crate::blocks::BlockCache;
+use crate::metadata::{Answer, Known, MetadataCache};
+use crate::metrics::Metrics;
+use crate::prefetch::Ahead;
+use crate::span::block_range;
+use crate::version::{BlockKey, Version};
+use crate::{CacheConfig, StorePolicy};
+
+/// Reads of the disk tier at once: what keeps an NVMe busy; each holds two copies of a block.
+const DISK_READS: usize = 16;
+
+/// How often a body that was cut, short, long or stuck is asked for again, from where it broke off,
+/// before its readers get an error. Every block that arrives starts the count anew.
+const RETRIES: u32 = 1;
+
+/// Pause before asking again.
+const RETRY_PAUSE: Duration = Duration::from_millis(50);
+
+/// An attached store, as far as fetching needs it.
+#[derive(Debug)]
+pub(crate) struct Origin {
+    /// Hash of its identity.
+    pub(crate) id: u64,
+    pub(crate) name: String,
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) meta: MetadataCache,
+    pub(crate) policy: StorePolicy,
+}
+
+/// A block that is here, or on its way.
+#[derive(Debug)]
+pub(crate) enum Wanted {
+    Ready(Bytes),
+    Flight(Flight<Fetched>),
+}
+
+/// Blocks that someone wants.
+#[derive(Debug)]
+pub(crate) struct Want<'a> {
+    pub(crate) origin: &'a Arc<Origin>,
+    pub(crate) object: &'a Arc<Version>,
+    pub(crate) blocks: Range<u32>,
+    pub(crate) priority: Priority,
+    /// Counts against the budget of prefetching, and is watched for being read.
+    pub(crate) ahead: bool,
+}
+
+/// A first GET of an object of which nothing is known.
+#[derive(Debug, Clone)]
+pub(crate) struct Probe {
+    /// Begins at a block, and ends at one or past the object.
+    pub(crate) range: Range<u64>,
+}
+
+#[derive(Debug)]
+struct InFlight {
+    flight: Flight<Fetched>,
+    urgency: Urgency,
+    from_disk: bool,
+}
+
+#[derive(Debug)]
+pub(crate) struct Fetcher {
+    blocks: Arc<dyn BlockCache>,
+    flights: Mutex<HashMap<BlockKey, InFlight>>,
+    gate: Arc<Gate>,
+    disk_reads: Semaphore,
+    ahead: Ahead,
+    metrics: Metrics,
+    block_bytes: u64,
+    max_fetch_bytes: u64,
+}
+
+impl Fetcher {
+    pub(crate) fn new(
+        config: &CacheConfig,
+        blocks: Arc<dyn BlockCache>,
+        metrics: Metrics,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            blocks,
+            flights: Mutex::default(),
+            gate: Gate::new(config.max_parallel_fetch),
+            disk_reads: Semaphore::new(DISK_READS),
+            ahead: Ahead::new(config, metrics.clone()),
+            metrics,
+            block_bytes: config.block_bytes,
+            max_fetch_bytes: config.max_fetch_bytes,
+        })
+    }
+
+    pub(crate) fn block_bytes(&self) -> u64 {
+        self.block_bytes
+    }
+
+    pub(crate) fn blocks(&self) -> &Arc<dyn BlockCache> {
+        &self.blocks
+    }
+
+    pub(crate) fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    /// A block in memory, counted as a reader's hit.
+    fn near(&self, key: &BlockKey) -> Option<Bytes> {
+        let data = self.blocks.get(key)?;
+        self.metrics.hits.inc();
+        self.metrics.memory_hits.inc();
+        self.ahead.used(key);
+        Some(data)
+    }
+
+    /// Counts blocks that a reader took from memory.
+    pub(crate) fn count_near(&self, keys: impl Iterator<Item = BlockKey>) {
+        for key in keys {
+            self.metrics.hits.inc();
+            self.metrics.memory_hits.inc();
+            self.ahead.used(&key);
+        }
+    }
+
+    /// The blocks, each here or on its way; in order, and all of them unless a budget ends earlier.
+    pub(crate) fn want(self: &Arc<Self>, want: &Want<'_>) -> Vec<Wanted> {
+        let demand = want.priority == Priority::Demand;
+        let mut out = Vec::with_capacity(want.blocks.len());
+        let mut runs: Vec<Run> = Vec::new();
+        let mut open_bytes = 0;
+        let mut promoted = false;
+        {
+            let mut flights = self.flights.lock();
+            for index in want.blocks.clone() {
+                let key = BlockKey::new(want.object, index);
+                if let Some(found) = flights.get(&key) {
+                    if demand {
+                        promoted |= found.urgency.demand();
+                        self.metrics.joins.inc();
+                        self.count(found.from_disk);
+                        self.ahead.used(&key);
+                    }
+                    out.push(Wanted::Flight(found.flight.clone()));
+                    open_bytes = 0;
+                    continue;
+                }
+                let here = if demand { self.near(&key) } else { self.blocks.get(&key) };
+                if let Some(data) = here {
+                    out.push(Wanted::Ready(data));
+                    open_bytes = 0;
+                    continue;
+                }
+                let held = block_range(index, self.block_bytes, want.object.meta.size);
+                let len = held.end - held.start;
+                let charge = if want.ahead {
+                    let Some(charge) = self.ahead.charge(&key, len) else { break };
+                    Some(charge)
+                } else {
+                    None
+                };
+                let from_disk = self.blocks.on_disk(&key);
+                let (landing, flight) = Flight::take_off();
+                if demand {
+                    self.count(from_disk);
+                }
+                let joins =
+                    !from_disk && open_bytes > 0 && open_bytes + len <= self.max_fetch_bytes;
+                let urgency = match runs.last_mut().filter(|_| joins) {
+                    Some(run) => {
+                        run.blocks.push_back((index, Some(landing)));
+                        if let (Some(held), Some(more)) = (&mut run.charge, charge) {
+                            held.join(more);
+                        }
+                        run.urgency.clone()
+                    }
+                    None => {
+                        let urgency = Urgency::new(want.priority);
+                        runs.push(Run {
+                            fetcher: Arc::clone(self),
+                            origin: Arc::clone(want.origin),
+                            object: Arc::clone(want.object),
+                            blocks: VecDeque::from([(index, Some(landing))]),
+                            urgency: urgency.clone(),
+                            opened: None,
+                            charge: charge,
+                        });
+                        open_bytes = 0;
+                        urgency
+                    }
+                };
+                open_bytes = if from_disk { 0 } else { open_bytes + len };
+                out.push(Wanted::Flight(flight.clone()));
+                flights.insert(key, InFlight { flight, urgency, from_disk });
+            }
+        }
+        for run in runs {
+            tokio::spawn(bring(run));
+        }
+        if promoted {
+            self.gate.grant();
+        }
+        out
+    }
+
+    fn count(&self, from_disk: bool) {
+        if from_disk {
+            self.metrics.hits.inc();
+            self.metrics.disk_hits.inc();
+        } else {
+            self.metrics.misses.inc();
+        }
+    }
+
+    /// Asks for the first bytes of an object of which nothing is known, and learns from the answer
+    /// what it is. Its blocks are on their way before this returns.
+    pub(crate) async fn probe(
+        self: &Arc<Self>,
+        origin: &Arc<Origin>,
+        key: &ObjectKey,
+        probe: Probe,
+        ticket: u64,
+    ) -> Answer {
+        let urgency = Urgency::new(Priority::Demand);
+        let permit = self.gate.enter(&urgency).await;
+        let asked = Instant::now();
+        let got = match self.get(origin, key, probe.range.clone(), None).await {
+            Ok(got) => got,
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                return Ok(origin.meta.learn(key, ticket, asked, None));
+            }
+            Err(error) => return Err(error),
+        };
+        let expected = probe.range.start..probe.range.end.min(got.meta.size);
+        if got.range != expected {
+            return Err(wrong_range(key, &got.range, &expected));
+        }
+        let known = origin.meta.learn(key, ticket, asked, Some(got.meta));
+        let Known::Present(object) = &known else { return Ok(known) };
+        let first = (expected.start / self.block_bytes) as u32;
+        let end = expected.end.div_ceil(self.block_bytes) as u32;
+        let mut blocks = VecDeque::with_capacity((end - first) as usize);
+        {
+            let mut flights = self.flights.lock();
+            for index in first..end {
+                let key = BlockKey::new(object, index);
+                if flights.contains_key(&key) {
+                    blocks.push_back((index, None));
+                    continue;
+                }
+                let (landing, flight) = Flight::take_off();
+                let urgency = urgency.clone();
+                flights.insert(key, InFlight { flight, urgency, from_disk: false });
+                blocks.push_back((index, Some(landing)));
+            }
+        }
+        tokio::spawn(bring(Run {
+            fetcher: Arc::clone(self),
+            origin: Arc::clone(origin),
+            object: Arc::clone(object),
+            blocks,
+            urgency,
+            opened: Some((permit, got.body)),
+            charge: None,
+        }));
+        Ok(known)
+    }
+
+    async fn get(
+        &self,
+        origin: &Origin,
+        key: &ObjectKey,
+        range: Range<u64>,
+        if_match: Option<store::ETag>,
+    ) -> Result<GetResult, Error> {
+        self.metrics.fetches.inc();
+        let range = ByteRange::Bounded(range.start, range.end);
+        let options = GetOptions { range, if_match, reader: ReaderId::NONE };
+        timeout(STALL, origin.store.get(key, options)).await.unwrap_or_else(|_| {
+            let context = format!("origin did not answer a GET of `{key}` within 60 s");
+            Err(Error::new(ErrorKind::Timeout, context))
+        })
+    }
+
+    /// Takes a block off the table and tells those who wait for it.
+    pub(crate) fn land(&self, key: &BlockKey, landing: Landing<Fetched>, result: Fetched) {
+        self.flights.lock().remove(key);
+        landing.land(result);
+    }
+}
+
+fn wrong_range(key: &ObjectKey, got: &Range<u64>, asked: &Range<u64>) -> Error {
+    let context = format!("origin sent bytes {got:?} of `{key}`, expected {asked:?}");
+    Error::new(ErrorKind::Corrupted, context)
+}
+
+/// Brings the blocks of a run from disk, or from the origin.
+async fn bring(mut run: Run) {
+    if run.opened.is_none() && run.blocks.len() == 1 {
+        from_disk(&mut run).await;
+    }
+    if run.blocks.is_empty() {
+        return;
+    }
+    let fetcher = Arc::clone(&run.fetcher);
+    let (permit, mut opened) = match run.opened.take() {
+        Some((permit, body)) => (permit, Some(body)),
+        None => (fetcher.gate.enter(&run.urgency).await, None),
+    };
+    fetcher.metrics.fetching.inc();
+    let mut tries = 0;
+    while let Some(missing) = run.range() {
+        let before = run.blocks.len();
+        let result = match opened.take() {
+            Some(body) => run.feed(body).await.map_err(|e| (e, true)),
+            None => pull(&mut run, missing).await,
+        };
+        let Err((error, in_body)) = result else { break };
+        if run.blocks.len() < before {
+            tries = 0;
+        }
+        // What the origin refused, it will refuse again; the backend has retried what it may.
+        if !in_body || tries >= RETRIES {
+            fetcher.metrics.fetch_failures.with_label_values(&[error.kind().name()]).inc();
+            tracing::debug!(key = %run.object.key, store = run.origin.name, %error, "fetch failed");
+            run.fail(&error);
+            break;
+        }
+        tries += 1;
+        fetcher.metrics.fetch_retries.inc();
+        tokio::time::sleep(RETRY_PAUSE).await;
+    }
+    fetcher.metrics.fetching.dec();
+    drop(permit);
+}
+
+async fn from_disk(run: &mut Run) {
+    let fetcher = Arc::clone(&run.fetcher);
+    let Some(&(index, _)) = run.blocks.front() else { return };
+    let key = BlockKey::new(&run.object, index);
+    if !fetcher.blocks.on_disk(&key) {
+        return;
+    }
+    let held = block_range(index, fetcher.block_bytes, run.object.meta.size);
+    let data = {
+        let _permit = fetcher.disk_reads.acquire().await;
+        fetcher.blocks.load(&key, (held.end - held.start) as usize).await
+    };
+    if let Some(data) = data
+        && let Some((_, Some(landing))) = run.blocks.pop_front()
+    {
+        fetcher.land(&key, landing, Ok(data));
+    }
+}
+
+/// Asks for what is missing of a run. The flag of an error says that it came within the body.
+async fn pull(run: &mut Run, missing: Range<u64>) -> Result<(), (Error, bool)> {
+    let fetcher = Arc::clone(&run.fetcher);
+    let origin = Arc::clone(&run.origin);
+    let key = run.object.key.clone();
+    let (ticket, asked) = (origin.meta.ticket(), Instant::now());
+    let etag = run.object.etag().clone();
+    let got = fetcher
+        .get(&origin, &key, missing.clone(), Some(etag.clone()))
+        .await
+        .map_err(|e| (e, false))?;
+    if got.meta.etag != etag || got.meta.size != run.object.meta.size {
+        let context = format!("`{key}` changed at the origin: it is {} now", got.meta.etag);
+        return Err((Error::new(ErrorKind::PreconditionFailed, context), false));
+    }
+    if got.range != missing {
+        return Err((wrong_range(&key, &got.range, &missing), true));
+    }
+    origin.meta.learn(&key, ticket, asked, Some(got.meta));
+    run.feed(got.body).await.map_err(|e| (e, true))
+}

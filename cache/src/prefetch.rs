@@ -1,0 +1,223 @@
+//! What to fetch before anyone asks.
+//!
+//! Invariant: it only decides; the fetcher fetches, demand first. Bytes in flight never exceed the
+//! budget. A reader that jumps loses its window at once. Bounded: patterns and unread blocks are
+//! remembered up to a limit, the oldest are forgotten.
+
+mod pattern;
+
+use std::collections::{HashMap, VecDeque};
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use parking_lot::Mutex;
+use store::ReaderId;
+
+use crate::version::{BlockKey, Version};
+use crate::{CacheConfig, Metrics};
+use pattern::{Limits, Pattern};
+
+/// Patterns remembered: open files and connections that read at once, with plenty to spare.
+const MAX_PATTERNS: usize = 4096;
+
+/// Most prefetched blocks that are watched for being read.
+const MAX_UNREAD: usize = 65_536;
+
+/// What follows from a read.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Plan {
+    /// Bytes of the same object, clipped to it.
+    pub(crate) ranges: Vec<Range<u64>>,
+    /// The reader will soon need the beginning of the next object: so many bytes of it.
+    pub(crate) next_object_bytes: Option<u64>,
+}
+
+#[derive(Debug, Default)]
+struct Patterns {
+    of: HashMap<(ReaderId, u64), Pattern>,
+    order: VecDeque<(ReaderId, u64)>,
+}
+
+/// Watches readers.
+#[derive(Debug)]
+pub(crate) struct Prefetcher {
+    patterns: Mutex<Patterns>,
+    limits: Limits,
+}
+
+impl Prefetcher {
+    pub(crate) fn new(config: &CacheConfig) -> Self {
+        let first = config.readahead_blocks as u64 * config.block_bytes;
+        let limits = Limits {
+            first_bytes: first.min(config.prefetch_budget_bytes),
+            // Four merged GETs: enough in flight for 20 ms at 1.6 GB/s.
+            most_bytes: (4 * config.max_fetch_bytes).min(config.prefetch_budget_bytes / 2),
+            // FUSE sends the reads of one readahead window in any order.
+            slack_bytes: 2 * config.block_bytes,
+        };
+        Self { patterns: Mutex::default(), limits }
+    }
+
+    /// Notes a read and says what to fetch next.
+    pub(crate) fn observe(&self, reader: ReaderId, object: &Version, read: &Range<u64>) -> Plan {
+        if reader == ReaderId::NONE || self.limits.first_bytes == 0 || read.is_empty() {
+            return Plan::default();
+        }
+        let id = (reader, object.id());
+        let mut patterns = self.patterns.lock();
+        if let Some(pattern) = patterns.of.get_mut(&id) {
+            return pattern.observe(read, object.meta.size, self.limits);
+        }
+        if patterns.order.len() >= MAX_PATTERNS
+            && let Some(oldest) = patterns.order.pop_front()
+        {
+            patterns.of.remove(&oldest);
+        }
+        patterns.order.push_back(id);
+        patterns.of.insert(id, Pattern::begin(read));
+        Plan::default()
+    }
+}
+
+#[derive(Debug, Default)]
+struct Unread {
+    since: HashMap<BlockKey, u64>,
+    order: VecDeque<(u64, BlockKey)>,
+    next: u64,
+}
+
+/// What was fetched ahead: the budget, and what became of it.
+#[derive(Debug)]
+pub(crate) struct Ahead {
+    in_flight: Arc<AtomicU64>,
+    budget: u64,
+    unread: Mutex<Unread>,
+    /// Length of `unread`, so that the warm path takes no lock where nothing was prefetched.
+    watched: AtomicUsize,
+    limit: usize,
+    metrics: Metrics,
+}
+
+/// Bytes of the budget, given back when dropped.
+#[derive(Debug)]
+pub(crate) struct Charge {
+    in_flight: Arc<AtomicU64>,
+    bytes: u64,
+    metrics: Metrics,
+}
+
+impl Charge {
+    /// Both charges as one.
+    pub(crate) fn join(&mut self, mut other: Self) {
+        self.bytes += std::mem::take(&mut other.bytes);
+    }
+}
+
+impl Drop for Charge {
+    fn drop(&mut self) {
+        self.in_flight.fetch_sub(self.bytes, Ordering::AcqRel);
+        self.metrics.prefetch_in_flight.sub(self.bytes as i64);
+    }
+}
+
+impl Ahead {
+    pub(crate) fn new(config: &CacheConfig, metrics: Metrics) -> Self {
+        // What was pushed out of the cache unread was wasted, and is forgotten here at that time: the
+        // cache evicts by age, so after as many bytes as it holds.
+        let capacity = config.memory_bytes + config.disk.as_ref().map_or(0, |d| d.capacity_bytes);
+        let limit = ((capacity / config.block_bytes) as usize).clamp(1, MAX_UNREAD);
+        Self {
+            in_flight: Arc::default(),
+            budget: config.prefetch_budget_bytes,
+            unread: Mutex::default(),
+            watched: AtomicUsize::new(0),
+            limit,
+            metrics,
+        }
+    }
+
+    /// Takes `bytes` of the budget for a block that nobody asked for; `None` when it is spent.
+    pub(crate) fn charge(&self, key: &BlockKey, bytes: u64) -> Option<Charge> {
+        let within = |held: u64| held.checked_add(bytes).filter(|sum| *sum <= self.budget);
+        self.in_flight.fetch_update(Ordering::AcqRel, Ordering::Acquire, within).ok()?;
+        self.metrics.prefetch_in_flight.add(bytes as i64);
+        self.metrics.prefetched_bytes.inc_by(bytes);
+        let mut unread = self.unread.lock();
+        let number = unread.next;
+        unread.next += 1;
+        unread.since.insert(key.clone(), number);
+        unread.order.push_back((number, key.clone()));
+        // The order also holds blocks that were read since; it is bounded all the same.
+        while unread.order.len() > self.limit {
+            let Some((number, oldest)) = unread.order.pop_front() else { break };
+            if unread.since.get(&oldest) == Some(&number) {
+                unread.since.remove(&oldest);
+                self.metrics.readahead_wasted.inc();
+            }
+        }
+        self.watched.store(unread.since.len(), Ordering::Release);
+        let in_flight = Arc::clone(&self.in_flight);
+        Some(Charge { in_flight, bytes, metrics: self.metrics.clone() })
+    }
+
+    /// A reader read a block.
+    pub(crate) fn used(&self, key: &BlockKey) {
+        if self.watched.load(Ordering::Acquire) == 0 {
+            return;
+        }
+        let mut unread = self.unread.lock();
+        if unread.since.remove(key).is_some() {
+            self.watched.store(unread.since.len(), Ordering::Release);
+            self.metrics.readahead_hits.inc();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use store::{ETag, ObjectKey, ObjectMeta};
+
+    fn block(index: u32) -> BlockKey {
+        let meta = ObjectMeta {
+            size: 1 << 40,
+            etag: ETag::parse("x"),
+            last_modified: std::time::SystemTime::UNIX_EPOCH,
+            attributes: None,
+        };
+        BlockKey::new(&Arc::new(Version::new(1, ObjectKey::new("k").unwrap(), meta)), index)
+    }
+
+    #[test]
+    fn the_budget_holds_and_waste_is_counted() {
+        let metrics = Metrics::register(&prometheus::Registry::new()).unwrap();
+        let config = CacheConfig {
+            memory_bytes: 10 << 20,
+            prefetch_budget_bytes: 4 << 20,
+            ..CacheConfig::default()
+        };
+        let ahead = Ahead::new(&config, metrics.clone());
+        let held: Vec<_> = (0..8).filter_map(|n| ahead.charge(&block(n), 1 << 20)).collect();
+        assert_eq!(held.len(), 4);
+        drop(held);
+        assert_eq!(metrics.prefetch_in_flight.get(), 0);
+        ahead.used(&block(1));
+        ahead.used(&block(1));
+        assert_eq!(metrics.readahead_hits.get(), 1);
+        for n in 10..20 {
+            drop(ahead.charge(&block(n), 1 << 20).unwrap());
+        }
+        assert_eq!(metrics.readahead_wasted.get(), 3, "blocks 0, 2 and 3");
+    }
+
+    #[test]
+    fn patterns_are_bounded() {
+        let prefetcher = Prefetcher::new(&CacheConfig::default());
+        for n in 1..10_000 {
+            prefetcher.observe(ReaderId(n), &block(0).object, &(0..10));
+        }
+        let patterns = prefetcher.patterns.lock();
+        assert!(patterns.of.len() <= MAX_PATTERNS && patterns.order.len() <= MAX_PATTERNS);
+    }
+}

@@ -1,0 +1,184 @@
+//! The cached store: an origin behind metadata, blocks, fetching and prefetching.
+//!
+//! Invariant: it is a [`Store`] that passes the same contract as its origin. What was written through
+//! it is seen at once by everyone who reads through it; what others write at the origin is seen after
+//! `stale_ttl` at the latest. One body is one version.
+
+mod lookup;
+mod read;
+#[cfg(test)]
+mod tests;
+mod warm;
+mod writes;
+
+use std::fmt;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use futures::StreamExt;
+use store::{
+    Body, Condition, CopyOptions, ETag, Error, ErrorKind, GetOptions, GetResult, ListPage,
+    ListRequest, ObjectKey, ObjectMeta, PartEntry, PartList, PutOptions, Residency, Resident,
+    Result, Store, UploadId, UploadList, UploadListRequest, Written,
+};
+use tokio::time::Instant;
+
+use crate::cache::Shared;
+use crate::fetch::Origin;
+use crate::lists::ListCache;
+pub use warm::Warmed;
+
+/// A bucket, cached. Made by [`crate::Cache::attach`].
+///
+/// `get` without `if_match` returns attributes, at the price of at most one HEAD per version where
+/// nothing else has brought them. `get` with `if_match` returns what attributes are known and asks for
+/// none: whoever names a version has asked about it before.
+pub struct CachedStore {
+    shared: Arc<Shared>,
+    origin: Arc<Origin>,
+    lists: ListCache,
+}
+
+impl fmt::Debug for CachedStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CachedStore").field("name", &self.origin.name).finish_non_exhaustive()
+    }
+}
+
+fn not_found(key: &ObjectKey) -> Error {
+    Error::new(ErrorKind::NotFound, format!("no object `{key}`"))
+}
+
+impl CachedStore {
+    pub(crate) fn new(shared: Arc<Shared>, origin: Arc<Origin>, lists: ListCache) -> Self {
+        Self { shared, origin, lists }
+    }
+
+    /// The name that it was attached under.
+    pub fn name(&self) -> &str {
+        &self.origin.name
+    }
+}
+
+#[async_trait]
+impl Store for CachedStore {
+    async fn head(&self, key: &ObjectKey) -> Result<ObjectMeta> {
+        let object = self.known(key, true, None).await?;
+        Ok(object.meta.clone())
+    }
+
+    async fn get(&self, key: &ObjectKey, options: GetOptions) -> Result<GetResult> {
+        self.read(key, &options).await
+    }
+
+    async fn list(&self, request: &ListRequest) -> Result<ListPage> {
+        let ttl = self.origin.policy.stale_ttl;
+        let epoch = self.origin.meta.ticket();
+        let held = self.lists.get(request, epoch);
+        if let Some((page, age)) = &held
+            && *age < ttl
+        {
+            self.shared.metrics.list_hits.inc();
+            return Ok((**page).clone());
+        }
+        self.shared.metrics.list_misses.inc();
+        let asked = Instant::now();
+        match self.origin.store.list(request).await {
+            Ok(page) => {
+                for entry in &page.entries {
+                    self.origin.meta.learn(&entry.key, epoch, asked, Some(entry.meta.clone()));
+                }
+                self.lists.put(request, epoch, asked, Arc::new(page.clone()));
+                Ok(page)
+            }
+            Err(error) if error.kind().is_outage() => {
+                let limit = self.origin.policy.stale_if_error;
+                match held {
+                    Some((page, age)) if !limit.is_zero() && age < ttl.saturating_add(limit) => {
+                        self.shared.metrics.stale_served.inc();
+                        Ok((*page).clone())
+                    }
+                    _ => Err(error),
+                }
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn put(&self, key: &ObjectKey, body: Body, options: PutOptions) -> Result<Written> {
+        self.write_object(key, body, options).await
+    }
+
+    async fn start_upload(&self, key: &ObjectKey, options: PutOptions) -> Result<UploadId> {
+        self.origin.store.start_upload(key, options).await
+    }
+
+    async fn put_part(
+        &self,
+        key: &ObjectKey,
+        upload: &UploadId,
+        number: u16,
+        body: Body,
+    ) -> Result<PartEntry> {
+        self.origin.store.put_part(key, upload, number, body).await
+    }
+
+    async fn complete_upload(
+        &self,
+        key: &ObjectKey,
+        upload: &UploadId,
+        parts: &[(u16, ETag)],
+        condition: Condition,
+    ) -> Result<Written> {
+        let _changed = self.changing(key);
+        self.origin.store.complete_upload(key, upload, parts, condition).await
+    }
+
+    async fn abort_upload(&self, key: &ObjectKey, upload: &UploadId) -> Result<()> {
+        self.origin.store.abort_upload(key, upload).await
+    }
+
+    async fn list_parts(
+        &self,
+        key: &ObjectKey,
+        upload: &UploadId,
+        after: Option<u16>,
+        max_parts: usize,
+    ) -> Result<PartList> {
+        self.origin.store.list_parts(key, upload, after, max_parts).await
+    }
+
+    async fn list_uploads(&self, request: &UploadListRequest) -> Result<UploadList> {
+        self.origin.store.list_uploads(request).await
+    }
+
+    async fn copy(
+        &self,
+        from: &ObjectKey,
+        to: &ObjectKey,
+        options: CopyOptions,
+    ) -> Result<Written> {
+        let _changed = self.changing(to);
+        self.origin.store.copy(from, to, options).await
+    }
+
+    async fn delete(&self, key: &ObjectKey, if_match: Option<&ETag>) -> Result<()> {
+        let changing = self.changing(key);
+        self.origin.store.delete(key, if_match).await?;
+        changing.is_gone();
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Residency for CachedStore {
+    async fn residency(&self, key: &ObjectKey, etag: &ETag, size: u64) -> Resident {
+        let object = self.version_of(key, etag, size);
+        Resident { bytes: self.resident_bytes(&object, false).await, of: size }
+    }
+}
+
+/// A body of pieces that are all here.
+fn ready(pieces: Vec<bytes::Bytes>) -> store::ByteStream {
+    futures::stream::iter(pieces.into_iter().map(Ok)).boxed()
+}

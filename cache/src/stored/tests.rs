@@ -1,0 +1,1 @@
+//! The cached store against its model.

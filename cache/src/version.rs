@@ -1,0 +1,82 @@
+//! One version of one object, and the key of a block of it.
+//!
+//! Invariant: two versions are equal exactly when store, key and `ETag` are; hashes only speed that
+//! up, so no collision can ever serve another object's bytes. Hashes are the same in every process.
+
+use std::hash::{Hash, Hasher};
+use std::sync::Arc;
+
+use store::{ETag, ObjectKey, ObjectMeta};
+use twox_hash::XxHash3_64;
+
+/// One version of an object of one attached store.
+#[derive(Debug, Clone)]
+pub(crate) struct Version {
+    /// Hash of the store's identity.
+    pub(crate) store: u64,
+    pub(crate) key: ObjectKey,
+    pub(crate) meta: ObjectMeta,
+    hash: u64,
+}
+
+impl Version {
+    pub(crate) fn new(store: u64, key: ObjectKey, meta: ObjectMeta) -> Self {
+        let mut hasher = XxHash3_64::with_seed(store);
+        hasher.write(key.as_str().as_bytes());
+        // No tag contains a NUL that a key's end could be mistaken for: 0xff is in no UTF-8 text.
+        hasher.write_u8(0xff);
+        hasher.write(meta.etag.as_str().as_bytes());
+        let hash = hasher.finish();
+        Self { store, key, meta, hash }
+    }
+
+    pub(crate) fn etag(&self) -> &ETag {
+        &self.meta.etag
+    }
+
+    /// A number for this version in this process and every other; two versions may share one.
+    pub(crate) fn id(&self) -> u64 {
+        self.hash
+    }
+
+    fn same(&self, other: &Self) -> bool {
+        self.hash == other.hash
+            && self.store == other.store
+            && self.key == other.key
+            && self.meta.etag == other.meta.etag
+    }
+}
+
+/// A block of a version.
+#[derive(Debug, Clone)]
+pub(crate) struct BlockKey {
+    pub(crate) object: Arc<Version>,
+    pub(crate) index: u32,
+}
+
+impl BlockKey {
+    pub(crate) fn new(object: &Arc<Version>, index: u32) -> Self {
+        Self { object: Arc::clone(object), index }
+    }
+
+    /// What a block's checksum is seeded with, so that a block found under another key is bad.
+    pub(crate) fn seal(&self) -> u64 {
+        self.object.hash ^ u64::from(self.index).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+    }
+}
+
+impl PartialEq for BlockKey {
+    fn eq(&self, other: &Self) -> bool {
+        self.index == other.index
+            && (Arc::ptr_eq(&self.object, &other.object) || self.object.same(&other.object))
+    }
+}
+
+impl Eq for BlockKey {}
+
+impl Hash for BlockKey {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(self.object.hash);
+        state.write_u32(self.index);
+    }
+}
