@@ -1,0 +1,268 @@
+//! Multi-part uploads.
+//!
+//! Invariant: an upload's id is the store's own, so it outlives this process; parts of a completed
+//! upload were each verified when they came in. The checksums of parts are not kept: those that a
+//! completion repeats are not compared again.
+
+use std::sync::Arc;
+
+use http::StatusCode;
+use http::header::ETAG;
+use s3s::{S3ErrorCode, dto};
+use store::{ETag, PutOptions, UploadEntry, UploadId, UploadListRequest};
+
+use super::list::{Encoding, rolled_up};
+use super::write::add_checksums;
+use super::{attributes, owner, parse, tag};
+use crate::conditions;
+use crate::failure::{Failure, Outcome};
+use crate::front::Call;
+use crate::reply::{Reply, render};
+
+/// Highest number of a part, as in S3.
+const MAX_PART_NUMBER: u32 = 10_000;
+
+/// Largest completion document: 10,000 parts with a tag and a checksum each.
+const MAX_DOCUMENT_BYTES: u64 = 8 << 20;
+
+/// Most parts or uploads in a page, as in S3.
+const MAX_PAGE: u32 = 1000;
+
+/// CreateMultipartUpload.
+pub(super) async fn create(call: &Call) -> Outcome<Reply> {
+    let bucket = call.writable_bucket()?;
+    let key = call.key()?;
+    let options =
+        PutOptions { attributes: attributes::read(&call.headers)?, ..PutOptions::default() };
+    let upload = bucket.store.start_upload(&key, options).await?;
+    Reply::document(&dto::CreateMultipartUploadOutput {
+        bucket: Some(bucket.name.to_string()),
+        key: Some(key.to_string()),
+        upload_id: Some(upload.0.to_string()),
+        ..dto::CreateMultipartUploadOutput::default()
+    })
+}
+
+/// The upload that the request names.
+pub(super) fn upload_id(call: &Call) -> Outcome<UploadId> {
+    match call.query.non_empty("uploadId") {
+        Some(id) => Ok(UploadId(Arc::from(id))),
+        None => Err(Failure::invalid_argument("uploadId is missing")),
+    }
+}
+
+/// The number of the part that the request names.
+pub(super) fn part_number(call: &Call) -> Outcome<u16> {
+    match call.query.number("partNumber") {
+        Ok(Some(number)) if (1..=MAX_PART_NUMBER).contains(&number) => Ok(number as u16),
+        _ => Err(Failure::invalid_argument(
+            "Part number must be an integer between 1 and 10000, inclusive",
+        )),
+    }
+}
+
+/// UploadPart.
+pub(super) async fn part(mut call: Call) -> Outcome<Reply> {
+    let bucket = call.writable_bucket()?;
+    let key = call.key()?;
+    let (upload, number) = (upload_id(&call)?, part_number(&call)?);
+    let plan = call.plan()?;
+    let (body, verdict) = call.body(plan).await?;
+    let part = bucket
+        .store
+        .put_part(&key, &upload, number, body)
+        .await
+        .map_err(|error| verdict.failure(error))?;
+    let mut reply = Reply::empty(StatusCode::OK);
+    reply.set(ETAG, &part.etag.quoted());
+    add_checksums(&mut reply, &verdict);
+    Ok(reply)
+}
+
+/// CompleteMultipartUpload.
+pub(super) async fn complete(mut call: Call) -> Outcome<Reply> {
+    let bucket = call.writable_bucket()?;
+    let key = call.key()?;
+    let upload = upload_id(&call)?;
+    let condition = conditions::of_write(&call.headers)?;
+    let document = call.document(MAX_DOCUMENT_BYTES).await?;
+    let parts = listed_parts(&document)?;
+    let location = format!(
+        "http://{}/{}/{}",
+        call.header("host").unwrap_or_default(),
+        bucket.name,
+        Encoding::Url.text(key.as_str())
+    );
+    let late_error = call.late_error();
+    let completion = async move {
+        let written = bucket.store.complete_upload(&key, &upload, &parts, condition).await?;
+        render(&dto::CompleteMultipartUploadOutput {
+            bucket: Some(bucket.name.to_string()),
+            key: Some(key.to_string()),
+            location: Some(location),
+            e_tag: Some(tag(&written.etag)),
+            ..dto::CompleteMultipartUploadOutput::default()
+        })
+    };
+    Reply::patient(call.front.patience, completion, late_error).await
+}
+
+fn listed_parts(document: &[u8]) -> Outcome<Vec<(u16, ETag)>> {
+    let malformed = |what: &str| Failure::new(S3ErrorCode::MalformedXML, what);
+    let list: dto::CompletedMultipartUpload = parse(document)?;
+    let list = list.parts.unwrap_or_default();
+    if list.is_empty() {
+        return Err(malformed("a completion names at least one part"));
+    }
+    let mut parts = Vec::with_capacity(list.len());
+    for part in list {
+        let (Some(number), Some(tag)) = (part.part_number, part.e_tag) else {
+            return Err(malformed("a part has no PartNumber or no ETag"));
+        };
+        let number = u16::try_from(number)
+            .ok()
+            .filter(|number| (1..=MAX_PART_NUMBER).contains(&u32::from(*number)))
+            .ok_or_else(|| {
+                Failure::new(
+                    S3ErrorCode::InvalidPart,
+                    format!("part number {number} is not within 1 to {MAX_PART_NUMBER}"),
+                )
+            })?;
+        parts.push((number, ETag::parse(tag.value())));
+    }
+    if !parts.is_sorted_by(|(a, _), (b, _)| a < b) {
+        return Err(Failure::new(
+            S3ErrorCode::InvalidPartOrder,
+            "The list of parts was not in ascending order. Parts must be ordered by part number.",
+        ));
+    }
+    Ok(parts)
+}
+
+/// AbortMultipartUpload.
+pub(super) async fn abort(call: &Call) -> Outcome<Reply> {
+    let bucket = call.writable_bucket()?;
+    bucket.store.abort_upload(&call.key()?, &upload_id(call)?).await?;
+    Ok(Reply::empty(StatusCode::NO_CONTENT))
+}
+
+/// ListParts.
+pub(super) async fn list_parts(call: &Call) -> Outcome<Reply> {
+    let bucket = call.bucket()?;
+    let key = call.key()?;
+    let upload = upload_id(call)?;
+    let most = call.query.number("max-parts")?.unwrap_or(MAX_PAGE).min(MAX_PAGE);
+    let marker = call.query.number("part-number-marker")?.unwrap_or(0).min(MAX_PART_NUMBER);
+    let after = (marker > 0).then_some(marker as u16);
+    let list = bucket.store.list_parts(&key, &upload, after, most.max(1) as usize).await?;
+    let parts: Vec<dto::Part> = list
+        .parts
+        .iter()
+        .take(most as usize)
+        .map(|part| dto::Part {
+            e_tag: Some(tag(&part.etag)),
+            last_modified: part.last_modified.map(Into::into),
+            part_number: Some(part.number.into()),
+            size: Some(part.size.cast_signed()),
+            ..dto::Part::default()
+        })
+        .collect();
+    Reply::document(&dto::ListPartsOutput {
+        bucket: Some(bucket.name.to_string()),
+        key: Some(key.to_string()),
+        upload_id: Some(upload.0.to_string()),
+        max_parts: Some(most.cast_signed()),
+        part_number_marker: Some(marker.cast_signed()),
+        next_part_number_marker: list.next.filter(|_| most > 0).map(i32::from),
+        is_truncated: Some(list.next.is_some() && most > 0),
+        parts: Some(parts),
+        owner: Some(owner()),
+        initiator: Some(dto::Initiator { display_name: owner().display_name, id: owner().id }),
+        storage_class: Some(dto::StorageClass::from_static(dto::StorageClass::STANDARD)),
+        ..dto::ListPartsOutput::default()
+    })
+}
+
+/// ListMultipartUploads.
+pub(super) async fn list_uploads(call: &Call) -> Outcome<Reply> {
+    let bucket = call.bucket()?;
+    let query = &call.query;
+    let encoding = Encoding::of(query)?;
+    let prefix = query.get("prefix").unwrap_or_default();
+    let delimiter = query.non_empty("delimiter");
+    let most = query.number("max-uploads")?.unwrap_or(MAX_PAGE).min(MAX_PAGE) as usize;
+    let key_marker = query.non_empty("key-marker");
+    let id_marker = key_marker.and_then(|_| query.non_empty("upload-id-marker"));
+    let mut after = key_marker.map(|key| (key.to_owned(), id_marker.map(str::to_owned)));
+    let (mut uploads, mut prefixes): (Vec<UploadEntry>, Vec<String>) = (Vec::new(), Vec::new());
+    let mut truncated = false;
+    // A page of the store may roll up into fewer entries than were asked for.
+    'pages: while most > 0 {
+        let request = UploadListRequest {
+            prefix: prefix.to_owned(),
+            after: after.clone(),
+            max_uploads: MAX_PAGE as usize,
+        };
+        let page = bucket.store.list_uploads(&request).await?;
+        for entry in page.uploads {
+            let position = (entry.key.to_string(), Some(entry.upload.0.to_string()));
+            let rolled = rolled_up(entry.key.as_str(), prefix, delimiter);
+            if rolled.is_some() && rolled.as_deref() == key_marker {
+                after = Some(position);
+                continue;
+            }
+            if rolled.is_some() && prefixes.last() == rolled.as_ref() {
+                after = Some(position);
+                continue;
+            }
+            if uploads.len() + prefixes.len() == most {
+                truncated = true;
+                break 'pages;
+            }
+            match rolled {
+                Some(rolled) => prefixes.push(rolled),
+                None => uploads.push(entry),
+            }
+            after = Some(position);
+        }
+        if !page.truncated {
+            break;
+        }
+    }
+    let last_upload = uploads.last().map(|u| (u.key.to_string(), Some(u.upload.0.to_string())));
+    let last_prefix = prefixes.last().map(|p| (p.clone(), None));
+    let next = [last_upload, last_prefix].into_iter().flatten().max().filter(|_| truncated);
+    Reply::document(&dto::ListMultipartUploadsOutput {
+        bucket: Some(bucket.name.to_string()),
+        prefix: Some(encoding.text(prefix)),
+        delimiter: delimiter.map(|d| encoding.text(d)),
+        encoding_type: encoding.echo(),
+        key_marker: Some(encoding.text(key_marker.unwrap_or_default())),
+        upload_id_marker: Some(id_marker.unwrap_or_default().to_owned()),
+        max_uploads: Some(most as i32),
+        is_truncated: Some(truncated),
+        next_key_marker: next.as_ref().map(|(key, _)| encoding.text(key)),
+        next_upload_id_marker: next.and_then(|(_, id)| id),
+        common_prefixes: Some(encoding.prefixes(&prefixes)),
+        uploads: Some(
+            uploads
+                .iter()
+                .map(|upload| dto::MultipartUpload {
+                    key: Some(encoding.text(upload.key.as_str())),
+                    upload_id: Some(upload.upload.0.to_string()),
+                    initiated: upload.initiated.map(Into::into),
+                    owner: Some(owner()),
+                    initiator: Some(dto::Initiator {
+                        display_name: owner().display_name,
+                        id: owner().id,
+                    }),
+                    storage_class: Some(dto::StorageClass::from_static(
+                        dto::StorageClass::STANDARD,
+                    )),
+                    ..dto::MultipartUpload::default()
+                })
+                .collect(),
+        ),
+        request_charged: None,
+    })
+}
