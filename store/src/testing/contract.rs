@@ -57,6 +57,9 @@ pub struct Differences {
     pub forgets_aborts: bool,
     /// A completion that names a part's wrong tag is accepted.
     pub no_part_tags: bool,
+    /// Names are listed in the order of their UTF-16, which differs from byte order where a
+    /// character above U+FFFF meets one of U+E000 to U+FFFF.
+    pub utf16_order: bool,
     /// Bytes that a part other than the last must have; 0 means any.
     pub min_part_bytes: usize,
 }

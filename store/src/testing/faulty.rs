@@ -114,6 +114,11 @@ impl FaultyStore {
         self.queued.lock().entry(operation).or_default().push_back(fault);
     }
 
+    /// Drops every fault that no call has taken yet.
+    pub fn clear(&self) {
+        self.queued.lock().clear();
+    }
+
     /// From now on (until set back) every call fails with [`ErrorKind::Unavailable`].
     pub fn set_down(&self, down: bool) {
         self.down.store(down, Ordering::Relaxed);

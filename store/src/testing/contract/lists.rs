@@ -59,7 +59,9 @@ async fn all(
 
 async fn like_the_model(s: &Subject) -> Checked {
     let model = MemoryStore::new();
-    for name in NAMES {
+    // Without a name in U+E000 to U+FFFF both orders are the same.
+    let same_order = |name: &&&str| !s.differences.utf16_order || **name != "\u{ffee}";
+    for name in NAMES.iter().filter(same_order) {
         s.put(name, name.as_bytes()).await.map_err(said("put"))?;
         model.insert(s.key(name).as_str(), name.as_bytes());
     }

@@ -1,0 +1,486 @@
+//! Multi-part uploads as staged blocks.
+//!
+//! Invariant: an upload's id says what it will write, so it needs no state here; its blocks at the
+//! origin say that it was begun, whether it was aborted, and what its parts are. What this process
+//! remembers besides only answers sooner, and is bounded.
+//!
+//! The service keeps one set of staged blocks a blob: whoever commits or overwrites the blob first
+//! discards the blocks of every other upload of that key, which then is
+//! [`ErrorKind::NoSuchUpload`]. Blocks cannot be deleted; those of aborted uploads vanish a week
+//! after the last of them.
+
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+
+use ::http::header::CONTENT_TYPE;
+use ::http::{HeaderValue, Method};
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use bytes::Bytes;
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+use store::{
+    Attributes, Body, Condition, ETag, Error, ErrorKind, ObjectKey, PartEntry, PartList,
+    PutOptions, Result, UploadEntry, UploadId, UploadList, UploadListRequest, Written,
+};
+
+use super::blocks::{BlockName, Cut, Role};
+use super::{AzureStore, metadata, set_condition, written};
+use crate::cloud::What;
+use crate::cloud::xml::Node;
+use crate::http::{Call, CallBody, document};
+
+/// Uploads that are remembered at most, and ends of uploads as many; the oldest are forgotten.
+const REMEMBERED: usize = 10_000;
+
+/// Largest block that the service takes: 4,000 MiB.
+const MAX_BLOCK_BYTES: u64 = 4000 * 1024 * 1024;
+
+/// Blocks of a body that is put in several: large enough that their number never matters for
+/// bodies under 3 TiB, small enough that a connection's loss costs seconds.
+const PUT_BLOCK_BYTES: u64 = 64 * 1024 * 1024;
+
+/// Most blocks of one blob.
+const MAX_BLOCKS: u64 = 50_000;
+
+/// Largest part number of the S3 protocol.
+const MAX_PART: u16 = 10_000;
+
+/// What an upload's id holds.
+#[derive(Debug, Serialize, Deserialize)]
+struct Carried {
+    /// Which upload.
+    #[serde(rename = "u")]
+    upload: String,
+    #[serde(rename = "t", default, skip_serializing_if = "Option::is_none")]
+    content_type: Option<String>,
+    #[serde(rename = "c", default, skip_serializing_if = "Option::is_none")]
+    cache_control: Option<String>,
+    #[serde(rename = "d", default, skip_serializing_if = "Option::is_none")]
+    content_disposition: Option<String>,
+    #[serde(rename = "e", default, skip_serializing_if = "Option::is_none")]
+    content_encoding: Option<String>,
+    #[serde(rename = "l", default, skip_serializing_if = "Option::is_none")]
+    content_language: Option<String>,
+    #[serde(rename = "x", default, skip_serializing_if = "Option::is_none")]
+    expires: Option<String>,
+    #[serde(rename = "m", default, skip_serializing_if = "BTreeMap::is_empty")]
+    user: BTreeMap<String, String>,
+    /// Set in ids that were found at the origin, which does not know the attributes.
+    #[serde(rename = "o", default, skip_serializing_if = "std::ops::Not::not")]
+    origin_only: bool,
+}
+
+fn encode_id(upload: u64, attributes: Option<&Attributes>) -> UploadId {
+    let origin_only = attributes.is_none();
+    let a = attributes.cloned().unwrap_or_default();
+    let carried = Carried {
+        upload: format!("{upload:016x}"),
+        content_type: a.content_type,
+        cache_control: a.cache_control,
+        content_disposition: a.content_disposition,
+        content_encoding: a.content_encoding,
+        content_language: a.content_language,
+        expires: a.expires,
+        user: a.user,
+        origin_only,
+    };
+    let text = serde_json::to_string(&carried).expect("strings are JSON");
+    UploadId(URL_SAFE_NO_PAD.encode(text).into())
+}
+
+/// The upload's number and the attributes that it was begun with; no attributes for an id that
+/// was found at the origin.
+fn decode_id(id: &UploadId) -> Option<(u64, Option<Attributes>)> {
+    let bytes = URL_SAFE_NO_PAD.decode(&*id.0).ok()?;
+    let c: Carried = serde_json::from_slice(&bytes).ok()?;
+    let upload = u64::from_str_radix(&c.upload, 16).ok()?;
+    let attributes = Attributes {
+        content_type: c.content_type,
+        cache_control: c.cache_control,
+        content_disposition: c.content_disposition,
+        content_encoding: c.content_encoding,
+        content_language: c.content_language,
+        expires: c.expires,
+        user: c.user,
+    };
+    Some((upload, (!c.origin_only).then_some(attributes)))
+}
+
+/// What this process knows of uploads.
+#[derive(Default)]
+pub(super) struct Known(Mutex<Memory>);
+
+#[derive(Default)]
+struct Memory {
+    begun: HashMap<u64, (ObjectKey, UploadId, BlockName)>,
+    ended: HashSet<u64>,
+    /// The order of both, for forgetting.
+    order: VecDeque<(u64, bool)>,
+}
+
+impl Known {
+    fn begin(&self, upload: u64, key: ObjectKey, id: UploadId, start: BlockName) {
+        let mut memory = self.0.lock();
+        memory.begun.insert(upload, (key, id, start));
+        memory.remember(upload, false);
+    }
+
+    fn end(&self, upload: u64) {
+        let mut memory = self.0.lock();
+        memory.begun.remove(&upload);
+        memory.ended.insert(upload);
+        memory.remember(upload, true);
+    }
+
+    fn has_ended(&self, upload: u64) -> bool {
+        self.0.lock().ended.contains(&upload)
+    }
+
+    fn id_of(&self, upload: u64) -> Option<UploadId> {
+        self.0.lock().begun.get(&upload).map(|(_, id, _)| id.clone())
+    }
+
+    /// Uploads of this process below a prefix.
+    fn below(&self, prefix: &str) -> Vec<UploadEntry> {
+        let memory = self.0.lock();
+        let begun = memory.begun.values().filter(|(key, ..)| key.as_str().starts_with(prefix));
+        begun
+            .map(|(key, id, start)| UploadEntry {
+                key: key.clone(),
+                upload: id.clone(),
+                initiated: Some(start.time()),
+            })
+            .collect()
+    }
+}
+
+impl Memory {
+    fn remember(&mut self, upload: u64, ended: bool) {
+        self.order.push_back((upload, ended));
+        while self.order.len() > 2 * REMEMBERED {
+            match self.order.pop_front() {
+                Some((oldest, true)) => _ = self.ended.remove(&oldest),
+                Some((oldest, false)) => _ = self.begun.remove(&oldest),
+                None => break,
+            }
+        }
+    }
+}
+
+/// An upload as its staged blocks show it.
+#[derive(Debug, Default)]
+struct Staged {
+    start: Option<BlockName>,
+    aborted: bool,
+    /// For each part the block that was staged last, and its size in bytes.
+    parts: BTreeMap<u16, (BlockName, u64)>,
+}
+
+fn no_such_upload(key: &ObjectKey) -> Error {
+    Error::new(
+        ErrorKind::NoSuchUpload,
+        format!("no such upload of `{key}`: never begun, ended, or discarded by another write"),
+    )
+}
+
+impl AzureStore {
+    /// Cuts a large body into blocks and commits them.
+    pub(super) async fn put_in_blocks(
+        &self,
+        key: &ObjectKey,
+        body: Body,
+        options: PutOptions,
+    ) -> Result<Written> {
+        let size = body.size;
+        let block_bytes = PUT_BLOCK_BYTES.min(self.one_put_bytes).max(size.div_ceil(MAX_BLOCKS));
+        if block_bytes > MAX_BLOCK_BYTES {
+            let context = format!("body has {size} bytes, more than Azure takes");
+            return Err(Error::new(ErrorKind::TooLarge, context));
+        }
+        let upload = rand::random();
+        let (mut cut, mut staged, mut sent) = (Cut::new(body), Vec::new(), 0);
+        while let Some(block) = cut.next(block_bytes).await {
+            sent += block.size;
+            let name = BlockName::new(upload, Role::Part, staged.len() as u32);
+            self.stage(key, &name, CallBody::Stream(block)).await?;
+            staged.push(name);
+        }
+        if sent != size {
+            let context = format!("{sent} of {size} bytes were sent");
+            return Err(Error::new(ErrorKind::Internal, context));
+        }
+        let done = self.commit_blocks(key, &staged, &options.attributes, options.condition).await;
+        done.map_err(|error| match error.kind() {
+            ErrorKind::InvalidPart => Error::new(
+                ErrorKind::Conflict,
+                format!("another write of `{key}` discarded the blocks of this one"),
+            ),
+            _ => error,
+        })
+    }
+
+    /// Stages one block.
+    async fn stage(&self, key: &ObjectKey, name: &BlockName, body: CallBody) -> Result<()> {
+        let name = name.encode();
+        let url = self.client.blob(key, &[("comp", "block"), ("blockid", &name)])?;
+        let call = Call { body, ..Call::new(Method::PUT, url) };
+        self.client.send(call, What::of("block", key)).await.map(drop)
+    }
+
+    /// Stages a block of one byte that says something about an upload.
+    async fn stage_mark(&self, key: &ObjectKey, name: &BlockName) -> Result<()> {
+        self.stage(key, name, CallBody::Bytes(Bytes::from_static(b"-"))).await
+    }
+
+    /// Makes the blob of staged blocks.
+    async fn commit_blocks(
+        &self,
+        key: &ObjectKey,
+        names: &[BlockName],
+        attributes: &Attributes,
+        condition: Condition,
+    ) -> Result<Written> {
+        let mut list = String::from("<?xml version=\"1.0\" encoding=\"utf-8\"?><BlockList>");
+        for name in names {
+            list.push_str("<Uncommitted>");
+            list.push_str(&name.encode());
+            list.push_str("</Uncommitted>");
+        }
+        list.push_str("</BlockList>");
+        let mut call = Call::new(Method::PUT, self.client.blob(key, &[("comp", "blocklist")])?);
+        call.headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/xml"));
+        metadata::set_attributes(&mut call.headers, attributes)?;
+        set_condition(&mut call.headers, &condition)?;
+        call.body = CallBody::Bytes(list.into());
+        written(&self.client.send(call, What::of("commit", key)).await?)
+    }
+
+    /// The uploads of a key, by number.
+    async fn staged(&self, key: &ObjectKey) -> Result<HashMap<u64, Staged>> {
+        let pairs = [("comp", "blocklist"), ("blocklisttype", "uncommitted")];
+        let call = Call::new(Method::GET, self.client.blob(key, &pairs)?);
+        let answer = match self.client.send(call, What::of("blocks", key)).await {
+            Ok(answer) => answer,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(HashMap::new()),
+            Err(error) => return Err(error),
+        };
+        let root = Node::parse(&document(answer).await?)?;
+        let mut uploads: HashMap<u64, Staged> = HashMap::new();
+        let blocks = root.child("UncommittedBlocks").into_iter().flat_map(|list| list.all("Block"));
+        for block in blocks {
+            let name = block.text_of("Name").and_then(|name| BlockName::decode(name.trim()));
+            let size = block.text_of("Size").and_then(|size| size.trim().parse().ok());
+            let (Some(name), Some(size)) = (name, size) else { continue };
+            let upload = uploads.entry(name.upload).or_default();
+            match name.role {
+                Role::Start => upload.start = Some(name),
+                Role::Abort => upload.aborted = true,
+                Role::Part | Role::EmptyPart => {
+                    let size = if name.role == Role::EmptyPart { 0 } else { size };
+                    let Ok(number) = u16::try_from(name.number) else { continue };
+                    let newer = |(known, _): &(BlockName, u64)| known.stamp < name.stamp;
+                    if upload.parts.get(&number).is_none_or(newer) {
+                        upload.parts.insert(number, (name, size));
+                    }
+                }
+            }
+        }
+        Ok(uploads)
+    }
+
+    /// An upload that is in progress.
+    async fn in_progress(&self, key: &ObjectKey, upload: u64) -> Result<Staged> {
+        if self.uploads.has_ended(upload) {
+            return Err(no_such_upload(key));
+        }
+        let staged = self.staged(key).await?.remove(&upload);
+        staged
+            .filter(|staged| staged.start.is_some() && !staged.aborted)
+            .ok_or_else(|| no_such_upload(key))
+    }
+
+    pub(super) async fn begin(&self, key: &ObjectKey, attributes: &Attributes) -> Result<UploadId> {
+        // What cannot be written must be said now, not when all parts are there.
+        metadata::set_attributes(&mut ::http::HeaderMap::new(), attributes)?;
+        let upload = rand::random();
+        let start = BlockName::new(upload, Role::Start, 0);
+        self.stage_mark(key, &start).await?;
+        let id = encode_id(upload, Some(attributes));
+        self.uploads.begin(upload, key.clone(), id.clone(), start);
+        Ok(id)
+    }
+
+    pub(super) async fn stage_part(
+        &self,
+        key: &ObjectKey,
+        id: &UploadId,
+        number: u16,
+        body: Body,
+    ) -> Result<PartEntry> {
+        if !(1..=MAX_PART).contains(&number) {
+            let context = format!("part number {number} is not within 1 to {MAX_PART}");
+            return Err(Error::new(ErrorKind::InvalidInput, context));
+        }
+        let (upload, _) = decode_id(id).ok_or_else(|| no_such_upload(key))?;
+        if self.uploads.has_ended(upload) {
+            return Err(no_such_upload(key));
+        }
+        let size = body.size;
+        if size > MAX_BLOCK_BYTES {
+            let context = format!("part has {size} bytes, Azure takes {MAX_BLOCK_BYTES}");
+            return Err(Error::new(ErrorKind::TooLarge, context));
+        }
+        let name = if size == 0 {
+            body.collect(0).await?;
+            let name = BlockName::new(upload, Role::EmptyPart, number.into());
+            self.stage_mark(key, &name).await?;
+            name
+        } else {
+            let name = BlockName::new(upload, Role::Part, number.into());
+            self.stage(key, &name, CallBody::Stream(body)).await?;
+            name
+        };
+        Ok(PartEntry { number, etag: name.etag(), size, last_modified: Some(name.time()) })
+    }
+
+    pub(super) async fn commit(
+        &self,
+        key: &ObjectKey,
+        id: &UploadId,
+        parts: &[(u16, ETag)],
+        condition: Condition,
+    ) -> Result<Written> {
+        if parts.is_empty() || !parts.is_sorted_by(|(one, _), (other, _)| one < other) {
+            let context = "parts are not given in ascending order of number";
+            return Err(Error::new(ErrorKind::InvalidInput, context));
+        }
+        let (upload, attributes) = decode_id(id).ok_or_else(|| no_such_upload(key))?;
+        let Some(attributes) = attributes else {
+            let context = "an upload that was found in a listing can be aborted, not completed: \
+                           Azure does not keep the attributes that it was begun with";
+            return Err(Error::new(ErrorKind::Unsupported, context));
+        };
+        let staged = self.in_progress(key, upload).await?;
+        let mut names = Vec::with_capacity(parts.len());
+        for (number, etag) in parts {
+            let found = staged.parts.get(number).filter(|(name, _)| name.etag() == *etag);
+            let Some((name, _)) = found else {
+                let context = format!("part {number} with tag {etag} of `{key}` was not uploaded");
+                return Err(Error::new(ErrorKind::InvalidPart, context));
+            };
+            if name.role == Role::Part {
+                names.push(*name);
+            }
+        }
+        let done = self.commit_blocks(key, &names, &attributes, condition).await?;
+        self.uploads.end(upload);
+        Ok(done)
+    }
+
+    pub(super) async fn abort(&self, key: &ObjectKey, id: &UploadId) -> Result<()> {
+        let (upload, _) = decode_id(id).ok_or_else(|| no_such_upload(key))?;
+        self.in_progress(key, upload).await?;
+        self.stage_mark(key, &BlockName::new(upload, Role::Abort, 0)).await?;
+        self.uploads.end(upload);
+        Ok(())
+    }
+
+    pub(super) async fn staged_parts(
+        &self,
+        key: &ObjectKey,
+        id: &UploadId,
+        after: Option<u16>,
+        max_parts: usize,
+    ) -> Result<PartList> {
+        let (upload, _) = decode_id(id).ok_or_else(|| no_such_upload(key))?;
+        let staged = self.in_progress(key, upload).await?;
+        let mut rest = staged.parts.iter().filter(|(number, _)| after.is_none_or(|a| **number > a));
+        let parts: Vec<_> = rest
+            .by_ref()
+            .take(max_parts)
+            .map(|(number, (name, size))| PartEntry {
+                number: *number,
+                etag: name.etag(),
+                size: *size,
+                last_modified: Some(name.time()),
+            })
+            .collect();
+        let next = rest.next().and_then(|_| parts.last().map(|part| part.number));
+        Ok(PartList { parts, next })
+    }
+
+    /// Uploads that this process began, and those of other processes for keys that have no object
+    /// yet: the service tells of no others.
+    pub(super) async fn open_uploads(&self, request: &UploadListRequest) -> Result<UploadList> {
+        let mut all = self.uploads.below(&request.prefix);
+        let known: HashSet<Arc<str>> =
+            all.iter().map(|entry| Arc::clone(&entry.upload.0)).collect();
+        let mut marker = String::new();
+        loop {
+            let page = self.client.uncommitted(&request.prefix, &marker).await?;
+            for name in page.names {
+                let Ok(key) = ObjectKey::new(name) else { continue };
+                for (upload, staged) in self.staged(&key).await? {
+                    let Some(start) = staged.start.filter(|_| !staged.aborted) else { continue };
+                    let id = self.uploads.id_of(upload).unwrap_or_else(|| encode_id(upload, None));
+                    if known.contains(&id.0) || self.uploads.has_ended(upload) {
+                        continue;
+                    }
+                    let initiated = Some(start.time());
+                    all.push(UploadEntry { key: key.clone(), upload: id, initiated });
+                }
+            }
+            match page.next {
+                Some(next) => marker = next,
+                None => break,
+            }
+        }
+        all.retain(|entry| match &request.after {
+            None => true,
+            Some((key, None)) => entry.key.as_str() > key.as_str(),
+            Some((key, Some(id))) => (entry.key.as_str(), &*entry.upload.0) > (key, id),
+        });
+        all.sort_by(|one, other| (&one.key, &one.upload).cmp(&(&other.key, &other.upload)));
+        let truncated = all.len() > request.max_uploads;
+        all.truncate(request.max_uploads);
+        Ok(UploadList { uploads: all, truncated })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_carry_attributes_over_a_restart() {
+        let mut given = Attributes {
+            content_type: Some("image/png".into()),
+            expires: Some("never".into()),
+            ..Attributes::default()
+        };
+        given.user.insert("owner".into(), "t\u{e9}am".into());
+        let id = encode_id(7, Some(&given));
+        assert_eq!(decode_id(&id), Some((7, Some(given))));
+        assert_eq!(decode_id(&encode_id(7, None)), Some((7, None)));
+        for foreign in ["", "x", "upload-1", "e30"] {
+            assert_eq!(decode_id(&UploadId(foreign.into())), None, "{foreign}");
+        }
+    }
+
+    #[test]
+    fn memory_is_bounded() {
+        let known = Known::default();
+        let key = ObjectKey::new("k").unwrap();
+        for upload in 0..3 * REMEMBERED as u64 {
+            let id = UploadId(format!("{upload}").into());
+            known.begin(upload, key.clone(), id, BlockName::new(upload, Role::Start, 0));
+            if upload % 2 == 0 {
+                known.end(upload);
+            }
+        }
+        let memory = known.0.lock();
+        assert!(memory.order.len() <= 2 * REMEMBERED);
+        assert!(memory.begun.len() + memory.ended.len() <= 2 * REMEMBERED);
+    }
+}
