@@ -187,7 +187,8 @@ impl Kept {
             };
             polled
         });
-        (Body::new(self.size, stream.boxed()), progress)
+        // Fused: whoever asks after the end gets the end again.
+        (Body::new(self.size, stream.fuse().boxed()), progress)
     }
 }
 
