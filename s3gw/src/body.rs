@@ -95,11 +95,6 @@ impl Plan {
         Ok(Self { size, chunked, signer: payload.signer, trailer_signature, hashers })
     }
 
-    /// Bytes after decoding.
-    pub(crate) fn size(&self) -> u64 {
-        self.size
-    }
-
     /// The verified body. `permit` is its share of the memory for bodies, `stall` how long to wait
     /// for the next bytes.
     pub(crate) fn open(
