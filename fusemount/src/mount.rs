@@ -64,7 +64,8 @@ enum Privilege {
 #[derive(Debug)]
 pub struct Mount {
     target: PathBuf,
-    device: Option<String>,
+    /// Its line in the kernel's table; none when it could not be read.
+    line: Option<MountEntry>,
     privilege: Privilege,
     notes: Vec<String>,
     ended: watch::Receiver<bool>,
@@ -95,8 +96,8 @@ impl Mount {
         notes.extend(note);
         let (ending, ended) = watch::channel(false);
         // From here on dropping `mount` detaches what was attached.
-        let mut mount = Self { target, device: None, privilege, notes, ended, attached: true };
-        mount.device = mount.entry().map(|entry| entry.device);
+        let mut mount = Self { target, line: None, privilege, notes, ended, attached: true };
+        mount.line = mount.entry();
 
         let mut options = Config::default();
         let loops = std::thread::available_parallelism().map_or(2, usize::from);
@@ -120,7 +121,7 @@ impl Mount {
         thread.spawn(run).map_err(refused)?;
 
         if config.read_ahead_kib > 0 {
-            let raised = readahead::raise(mount.device.as_deref(), config.read_ahead_kib);
+            let raised = readahead::raise(mount.device(), config.read_ahead_kib);
             mount.notes.extend(raised.err());
         }
         Ok(mount)
@@ -164,18 +165,25 @@ impl Mount {
         }
         self.attached = false;
         if timeout(DETACHED_GRACE, self.ended()).await.is_err() {
-            // Someone has a file open. Cutting the connection gives them ENOTCONN now, as the end
-            // of this process would.
-            readahead::abort(self.device.as_deref());
+            // `fusermount3` cannot cut a connection, but its owner can, where `/sys` shows it.
+            readahead::abort(self.device());
             let _ = timeout(DETACHED_GRACE, self.ended()).await;
         }
         Ok(())
     }
 
+    fn device(&self) -> Option<&str> {
+        self.line.as_ref().map(|line| line.device.as_str())
+    }
+
     /// The mount's own line in the kernel's table, while it is the topmost at its place.
     fn entry(&self) -> Option<MountEntry> {
+        // The kernel gives the numbers of a mount that is gone to the next one.
+        if *self.ended.borrow() {
+            return None;
+        }
         let entry = point::mounted_at(&self.target)?;
-        let ours = self.device.as_ref().is_none_or(|device| *device == entry.device);
+        let ours = self.line.as_ref().is_none_or(|line| *line == entry);
         (ours && entry.is_fuse()).then_some(entry)
     }
 
@@ -199,9 +207,11 @@ impl Drop for Mount {
     }
 }
 
-/// Takes a mount away: now, or (lazily) as soon as nobody uses it.
+/// Takes a mount away: only if nobody uses it, or (lazily) in any case.
 fn detach(target: &Path, privilege: Privilege, lazy: bool) -> Result<(), String> {
-    let flags = if lazy { UnmountFlags::DETACH } else { UnmountFlags::empty() };
+    // FORCE cuts the connection, so that those who still use it get ENOTCONN and do not wait.
+    let lazily = UnmountFlags::DETACH | UnmountFlags::FORCE;
+    let flags = if lazy { lazily } else { UnmountFlags::empty() };
     if privilege == Privilege::Own {
         return match unmount(target, flags | UnmountFlags::NOFOLLOW) {
             // Not mounted any more.

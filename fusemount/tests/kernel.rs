@@ -3,9 +3,15 @@
 //! Invariant: every test unmounts what it mounted, also when it fails. Without `/dev/fuse` or
 //! without root the tests say why they do nothing.
 
-#![allow(missing_docs)] // A test binary has no public items to document.
-
+#[path = "kernel/child.rs"]
+mod child;
 #[path = "kernel/harness.rs"]
 mod harness;
+#[path = "kernel/lifecycle.rs"]
+mod lifecycle;
+#[path = "kernel/outage.rs"]
+mod outage;
 #[path = "kernel/programs.rs"]
 mod programs;
+#[path = "kernel/semantics.rs"]
+mod semantics;

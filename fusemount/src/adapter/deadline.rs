@@ -4,13 +4,15 @@
 //! is dropped. fuser answers FUSE_INTERRUPT itself with ENOSYS, after which the kernel waits for
 //! every reply without listening to signals, even SIGKILL. Therefore a slow operation looks for
 //! signals itself, in `/proc`; where the caller is in another PID namespace and has no number
-//! here, only the timeout bounds it.
+//! here, only the timeout bounds it. (The kernel numbers callers as the process that mounted sees
+//! them, which is this one.)
 
 use std::future::Future;
 use std::pin::pin;
 use std::time::Duration;
 
 use rustix::io::Errno;
+use rustix::process::{Pid, test_kill_process};
 use store::{Error, ErrorKind};
 use tokio::time::{Instant, timeout_at};
 
@@ -19,6 +21,10 @@ use crate::errno::{Failure, Result};
 /// How often a slow operation looks for signals of its caller: soon enough for a person who
 /// pressed Ctrl-C, and never in an operation of normal length.
 const CHECK_EVERY: Duration = Duration::from_millis(250);
+
+/// How long work goes on for a caller that is gone: a read-ahead may outlive its reader by a
+/// little, but its pages are locked, and others who want them wait.
+const GONE_GRACE: Duration = Duration::from_secs(2);
 
 /// Signals that a person or a supervisor sends to end a program, as bits of the masks in `/proc`:
 /// SIGHUP, SIGINT, SIGQUIT, SIGTERM.
@@ -34,7 +40,8 @@ pub(crate) async fn bounded<T>(
     limit: Duration,
     work: impl Future<Output = Result<T>>,
 ) -> Result<T> {
-    let deadline = Instant::now() + limit;
+    let began = Instant::now();
+    let deadline = began + limit;
     let mut work = pin!(work);
     loop {
         let check = deadline.min(Instant::now() + CHECK_EVERY);
@@ -45,7 +52,7 @@ pub(crate) async fn bounded<T>(
             let text = format!("no answer within {} s", limit.as_secs_f64());
             return Err(Error::new(ErrorKind::Timeout, text).into());
         }
-        if is_ending(pid) {
+        if is_ending(pid) || (began.elapsed() >= GONE_GRACE && is_gone(pid)) {
             return Err(Failure::from(Errno::INTR));
         }
     }
@@ -58,6 +65,12 @@ fn is_ending(pid: u32) -> bool {
     }
     std::fs::read_to_string(format!("/proc/{pid}/status"))
         .is_ok_and(|status| status_is_ending(&status))
+}
+
+/// True when there is no such thread any more. Not asked of `/proc`, which may hide others'.
+fn is_gone(pid: u32) -> bool {
+    let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return false };
+    test_kill_process(pid) == Err(Errno::SRCH)
 }
 
 fn status_is_ending(status: &str) -> bool {
@@ -91,6 +104,10 @@ mod tests {
         assert!(!status_is_ending(&status(0, 0, 0)));
         assert!(!status_is_ending(""));
         assert!(!is_ending(std::process::id()));
+        assert!(!is_gone(std::process::id()) && !is_gone(1) && !is_gone(0));
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        child.wait().unwrap();
+        assert!(is_gone(child.id()));
     }
 
     #[tokio::test(start_paused = true)]

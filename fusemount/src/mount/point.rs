@@ -33,6 +33,8 @@ pub enum MountPointState {
 /// One line of the kernel's mount table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct MountEntry {
+    /// The kernel's number for this mount.
+    pub(crate) id: String,
     /// `major:minor`.
     pub(crate) device: String,
     target: PathBuf,
@@ -64,16 +66,17 @@ pub fn check_mount_point(path: &Path) -> MountPointState {
 
 fn look(path: &Path) -> MountPointState {
     let Ok(target) = resolve(path) else { return MountPointState::Missing };
-    let fuse = mounted_at(&target).filter(MountEntry::is_fuse);
-    let seen = std::fs::metadata(&target);
-    match (fuse, seen) {
-        (Some(_), Err(error)) if error.raw_os_error() == Some(Errno::NOTCONN.raw_os_error()) => {
-            MountPointState::Stale
-        }
-        (Some(entry), _) => MountPointState::Busy(format!("`{}` ({})", entry.source, entry.kind)),
-        (None, Ok(seen)) if seen.is_dir() => MountPointState::Free,
-        (None, Err(error)) if error.kind() == io::ErrorKind::NotFound => MountPointState::Missing,
-        (None, _) => MountPointState::NotDirectory,
+    if let Some(entry) = mounted_at(&target).filter(MountEntry::is_fuse) {
+        // Asks the process behind it; `stat` would be answered from what the kernel remembers.
+        return match rustix::fs::statvfs(&target) {
+            Err(Errno::NOTCONN) => MountPointState::Stale,
+            _ => MountPointState::Busy(format!("`{}` ({})", entry.source, entry.kind)),
+        };
+    }
+    match std::fs::metadata(&target) {
+        Ok(seen) if seen.is_dir() => MountPointState::Free,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => MountPointState::Missing,
+        _ => MountPointState::NotDirectory,
     }
 }
 
@@ -99,11 +102,13 @@ pub(crate) fn mounted_at(target: &Path) -> Option<MountEntry> {
 /// One line of `/proc/self/mountinfo`, proc(5).
 fn parse(line: &[u8]) -> Option<MountEntry> {
     let mut fields = line.split(|byte| *byte == b' ');
-    let device = fields.nth(2)?;
+    let id = fields.next()?;
+    let device = fields.nth(1)?;
     let target = fields.nth(1)?;
     let mut rest = fields.skip_while(|field| *field != b"-").skip(1);
     let text = |bytes: &[u8]| String::from_utf8_lossy(&unescape(bytes)).into_owned();
     Some(MountEntry {
+        id: text(id),
         device: text(device),
         target: OsString::from_vec(unescape(target)).into(),
         kind: text(rest.next()?),
@@ -138,7 +143,7 @@ mod tests {
         let line =
             br"36 35 0:52 / /mnt/a\040b\134c rw,nosuid shared:7 - fuse.warpdrive warp\040d rw";
         let entry = parse(line).unwrap();
-        assert_eq!(entry.device, "0:52");
+        assert_eq!((entry.id.as_str(), entry.device.as_str()), ("36", "0:52"));
         assert_eq!(entry.target, Path::new("/mnt/a b\\c"));
         assert_eq!(entry.source, "warp d");
         assert!(entry.is_fuse());

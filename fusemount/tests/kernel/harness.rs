@@ -1,6 +1,5 @@
 //! A mounted namespace for one test.
 
-use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::Arc;
@@ -147,8 +146,7 @@ impl Drop for Mounted {
             }
         }
         // Whatever happened: nothing stays mounted.
-        let flags = rustix::mount::UnmountFlags::DETACH;
-        while rustix::mount::unmount(&self.root, flags).is_ok() {}
+        drop(Detached(&self.root));
     }
 }
 
@@ -164,6 +162,16 @@ pub(crate) fn attempt(program: &str, args: &[&std::ffi::OsStr]) -> Output {
     Command::new(program).args(args).env("LC_ALL", "C").output().unwrap()
 }
 
+/// Detaches whatever is mounted at a path when the test ends.
+pub(crate) struct Detached<'a>(pub(crate) &'a Path);
+
+impl Drop for Detached<'_> {
+    fn drop(&mut self) {
+        let flags = rustix::mount::UnmountFlags::DETACH;
+        while rustix::mount::unmount(self.0, flags).is_ok() {}
+    }
+}
+
 /// Bytes that differ everywhere, so that a shifted or repeated piece is seen.
 pub(crate) fn pattern(size: usize, seed: u64) -> Vec<u8> {
     let mut state = seed.wrapping_mul(2).wrapping_add(0x9e37_79b9_7f4a_7c15);
@@ -176,11 +184,4 @@ pub(crate) fn pattern(size: usize, seed: u64) -> Vec<u8> {
     }
     bytes.truncate(size);
     bytes
-}
-
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        write!(text, "{byte:02x}").unwrap();
-        text
-    })
 }

@@ -1,0 +1,159 @@
+//! Parts of tests that need a process of their own: this binary, started again for one of the
+//! "tests" below, which do nothing without the variable that names their path.
+
+#![allow(unsafe_code)] // System calls that the standard library does not have.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{BufRead, BufReader, Write};
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use fusemount::{Metrics, Mount, MountConfig};
+use store::testing::MemoryStore;
+use store::{BucketName, Namespace};
+
+use crate::harness::{bucket, pattern, runtime};
+
+const PATH: &str = "FUSEMOUNT_TEST_CHILD_PATH";
+const ALLOW_OTHER: &str = "FUSEMOUNT_TEST_CHILD_ALLOW_OTHER";
+
+/// A child that runs one part; it is killed when this is dropped.
+pub(crate) struct Part {
+    child: Child,
+    lines: BufReader<std::process::ChildStdout>,
+}
+
+impl Part {
+    pub(crate) fn start(part: &str, path: &Path) -> Self {
+        let exe = std::env::current_exe().unwrap();
+        Self::start_as(Command::new(exe), part, path)
+    }
+
+    pub(crate) fn start_as(mut command: Command, part: &str, path: &Path) -> Self {
+        let mut child = command
+            .args(["--exact", part, "--nocapture", "--test-threads=1"])
+            .env(PATH, path)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap());
+        Self { child, lines }
+    }
+
+    /// The rest of the first line that begins with `word`.
+    pub(crate) fn wait_for(&mut self, word: &str) -> String {
+        loop {
+            let mut line = String::new();
+            assert_ne!(self.lines.read_line(&mut line).unwrap(), 0, "no `{word}` from the child");
+            // The test runner writes its own words before ours on the line.
+            if let Some((_, rest)) = line.split_once(word) {
+                return rest.trim().to_owned();
+            }
+        }
+    }
+
+    pub(crate) fn say(&mut self, line: &str) {
+        writeln!(self.child.stdin.as_mut().unwrap(), "{line}").unwrap();
+    }
+
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    pub(crate) fn finish(mut self) {
+        assert!(self.child.wait().unwrap().success());
+    }
+}
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn path() -> Option<PathBuf> {
+    std::env::var_os(PATH).map(PathBuf::from)
+}
+
+fn hear() -> String {
+    let mut line = String::new();
+    std::io::stdin().read_line(&mut line).unwrap();
+    line.trim().to_owned()
+}
+
+fn namespace() -> Arc<Namespace> {
+    let store = MemoryStore::new();
+    store.insert("file", "from a child");
+    let namespace = Namespace::builder()
+        .bucket(bucket("main", Arc::new(store)))
+        .unwrap()
+        .mount("/", &BucketName::new("main").unwrap(), "")
+        .unwrap();
+    Arc::new(namespace.build())
+}
+
+/// Mounts, says what came of it, and unmounts when told to.
+#[test]
+fn mounts() {
+    let Some(path) = path() else { return };
+    let runtime = runtime();
+    let metrics = Metrics::register(&prometheus::Registry::new()).unwrap();
+    let mut config = MountConfig::new(path);
+    config.allow_other = std::env::var_os(ALLOW_OTHER) == Some(OsString::from("yes"));
+    match Mount::open(namespace(), config, metrics, runtime.handle().clone()) {
+        Ok(mount) => {
+            println!("mounted: {}", mount.notes().join("; "));
+            let content = std::fs::read_to_string(mount.mount_point().join("file")).unwrap();
+            println!("content: {content}");
+            hear();
+            runtime.block_on(mount.unmount(Duration::from_secs(1))).unwrap();
+            println!("unmounted");
+        }
+        Err(error) => println!("refused: {error}"),
+    }
+}
+
+pub(crate) fn allow_other(command: &mut Command) {
+    command.env(ALLOW_OTHER, "yes");
+}
+
+/// Maps a file shared, and compares what it sees with the pattern of seed 5.
+#[test]
+fn maps() {
+    let Some(path) = path() else { return };
+    let file = File::open(path).unwrap();
+    let size = file.metadata().unwrap().len() as usize;
+    // SAFETY: a new read-only mapping of an open file; the file does not change.
+    let mapped = unsafe {
+        let at = libc::mmap(
+            std::ptr::null_mut(),
+            size,
+            libc::PROT_READ,
+            libc::MAP_SHARED,
+            file.as_raw_fd(),
+            0,
+        );
+        assert_ne!(at, libc::MAP_FAILED);
+        std::slice::from_raw_parts(at.cast::<u8>(), size)
+    };
+    println!("ready");
+    hear();
+    assert!(mapped == &pattern(size, 5)[..]);
+    println!("compared");
+}
+
+/// Reads a file and says with which errno that ended.
+#[test]
+fn reads() {
+    let Some(path) = path() else { return };
+    println!("begins");
+    let errno = std::fs::read(path).map_or_else(|error| error.raw_os_error().unwrap(), |_| 0);
+    println!("errno: {errno}");
+}

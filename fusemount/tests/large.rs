@@ -1,0 +1,70 @@
+//! Directories of 100,000 entries, in a process of their own because memory is measured.
+
+#![allow(dead_code)] // The harness has more than this test needs.
+
+#[path = "kernel/harness.rs"]
+mod harness;
+
+use std::ffi::OsStr;
+use std::time::Instant;
+
+use store::testing::Operation;
+
+use harness::{Mounted, run};
+
+const ENTRIES: usize = 100_000;
+
+#[test]
+fn a_hundred_thousand_entries_cost_one_listing() {
+    let Some(m) = Mounted::with(
+        |store| {
+            for n in 0..ENTRIES {
+                store.insert(&format!("d/{n:06}"), "");
+            }
+        },
+        |config| config.metadata_ttl = std::time::Duration::from_secs(600),
+    ) else {
+        return;
+    };
+    let dir = m.path("d");
+    std::fs::metadata(&dir).unwrap();
+    m.faulty.calls().reset();
+    let before = resident_kib();
+
+    let began = Instant::now();
+    let listed = run("ls", &[OsStr::new("-f"), dir.as_os_str()]);
+    assert_eq!(listed.lines().count(), ENTRIES + 2);
+    eprintln!("ls -f: {:?}", began.elapsed());
+    assert_eq!(m.faulty.calls().of(Operation::List), (ENTRIES / 1000) as u64);
+    assert_eq!(m.faulty.calls().of(Operation::Head), 0);
+
+    m.faulty.calls().reset();
+    let began = Instant::now();
+    let long = run("ls", &[OsStr::new("-lR"), dir.as_os_str()]);
+    // A line for the directory, one for the total.
+    assert_eq!(long.lines().count(), ENTRIES + 2);
+    eprintln!("ls -lR: {:?}", began.elapsed());
+    assert!(began.elapsed().as_secs() < 60);
+    assert!(m.faulty.calls().of(Operation::List) <= (ENTRIES / 1000) as u64 + 1);
+    assert_eq!(m.faulty.calls().of(Operation::Head), 0);
+
+    // Names, nodes and what the kernel is told, but not the listing again for every reader.
+    let grown = resident_kib().saturating_sub(before);
+    eprintln!("grown by {} MiB", grown / 1024);
+    assert!(grown < 150 * 1024, "grown by {grown} KiB");
+
+    // Reading after listing asks for no name again: a HEAD for each open, which the cache below
+    // answers, and no listing.
+    m.faulty.calls().reset();
+    for n in 0..1000 {
+        assert_eq!(std::fs::read(dir.join(format!("{n:06}"))).unwrap(), b"");
+    }
+    assert_eq!(m.faulty.calls().of(Operation::List), 0);
+    assert_eq!(m.faulty.calls().of(Operation::Head), 1000);
+}
+
+fn resident_kib() -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
+}
