@@ -26,6 +26,7 @@ pub use settings::{
     LogSettings, MountSettings, S3Settings, Settings,
 };
 pub use size::ByteSize;
+pub(crate) use size::about;
 
 /// Largest configuration file that is read. A federation of a thousand backends has about 300 KiB.
 const MAX_FILE_BYTES: u64 = 4 << 20;

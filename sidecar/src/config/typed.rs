@@ -213,6 +213,7 @@ typed!(
         account: String,
         account_key: SecretText,
         sas_token: SecretText,
+        service_account_file: String,
         service_account_json: SecretText,
         file: String,
         profile: String,

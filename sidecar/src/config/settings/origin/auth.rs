@@ -188,8 +188,11 @@ fn azure_keys(auth: &TypedAuth) -> [(&'static str, bool); 3] {
     ]
 }
 
-fn gcs_keys(auth: &TypedAuth) -> [(&'static str, bool); 1] {
-    [("service_account_json", auth.service_account_json.is_some())]
+fn gcs_keys(auth: &TypedAuth) -> [(&'static str, bool); 2] {
+    [
+        ("service_account_file", auth.service_account_file.is_some()),
+        ("service_account_json", auth.service_account_json.is_some()),
+    ]
 }
 
 pub(super) fn s3(
@@ -337,7 +340,16 @@ pub(super) fn gcs(
     scope.foreign(&s3_keys(&auth));
     scope.foreign(&azure_keys(&auth));
     let json = scope.one_of("service_account_json", config.json, auth.service_account_json.clone());
-    let keys = config.file.is_some() || json.is_some();
+    let file = match (config.file, auth.service_account_file.clone()) {
+        (Some(_), Some(_)) => {
+            let at = scope.auth("service_account_file");
+            scope.problems.add(at, "is also given in config", "keep one of the two");
+            None
+        }
+        (Some(file), None) => Some((file, scope.config("service_account_file"))),
+        (None, file) => file.map(|file| (file, scope.auth("service_account_file"))),
+    };
+    let keys = file.is_some() || json.is_some();
     let method = scope.method(&auth, env_auth, keys);
     if config.anonymous && method != Method::None {
         let what = "is anonymous, and has a credential";
@@ -346,15 +358,14 @@ pub(super) fn gcs(
     match method {
         Method::None => Some((GcsCredential::Anonymous, "anonymous".into())),
         Method::Static => {
-            if let Some(file) = config.file {
+            if let Some((file, at)) = file {
                 if json.is_some() {
-                    let at = scope.config("service_account_file");
-                    scope.problems.add(at, "is also given as JSON", "keep one of the two");
+                    scope.problems.add(&at, "is also given as JSON", "keep one of the two");
                 }
-                return key_file(file, scope.config("service_account_file"), scope);
+                return key_file(file, at, scope);
             }
             if json.is_none() {
-                let fix = "give service_account_file in config, or service_account_json";
+                let fix = "give service_account_file or service_account_json";
                 scope.problems.add(scope.auth("service_account_json"), "is missing", fix);
             }
             let (text, at) = json?;

@@ -1,0 +1,75 @@
+//! The admin endpoint: health, readiness, metrics, status, warm jobs, credentials of the endpoint.
+//!
+//! Invariant: it listens on loopback or on a Unix socket of its owner only, answers only requests
+//! whose `Host` names it, and gives credentials only to who has the token. It never changes what is
+//! served.
+
+mod answers;
+mod server;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::Instant;
+
+use prometheus::Registry;
+use s3gw::AccessKey;
+use secrecy::SecretString;
+use tokio_util::sync::CancellationToken;
+
+use crate::assembly::Assembly;
+use crate::warm::Jobs;
+
+pub(crate) use server::{Listener, serve, serve_metrics};
+
+/// Whether this sidecar takes work.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Readiness(Arc<AtomicBool>);
+
+impl Readiness {
+    /// Says so.
+    pub(crate) fn set(&self, ready: bool) {
+        self.0.store(ready, Relaxed);
+    }
+
+    /// Whether it does.
+    pub(crate) fn is_ready(&self) -> bool {
+        self.0.load(Relaxed)
+    }
+}
+
+/// Key pair of the S3 endpoint as AWS clients fetch it, and the token that they must send.
+#[derive(Clone)]
+pub(crate) struct Credentials {
+    /// The key pair.
+    pub(crate) key: AccessKey,
+    /// The value of `Authorization`.
+    pub(crate) token: SecretString,
+}
+
+/// What requests are answered from.
+pub(crate) struct Admin {
+    pub(crate) assembly: Arc<Assembly>,
+    pub(crate) readiness: Readiness,
+    pub(crate) started: Instant,
+    pub(crate) jobs: Jobs,
+    pub(crate) credentials: Option<Credentials>,
+    /// Mount point, where there is a mount.
+    pub(crate) mount: Option<String>,
+    /// URL of the S3 endpoint, where there is one.
+    pub(crate) s3: Option<String>,
+    /// Directory of the cache's disk tier.
+    pub(crate) cache_path: Option<String>,
+    /// What the file asked for and did not get, and what the mount could not do.
+    pub(crate) notes: Vec<String>,
+    /// Set when the mount ended although nobody asked it to.
+    pub(crate) mount_lost: Arc<AtomicBool>,
+}
+
+impl Admin {
+    fn registry(&self) -> &Registry {
+        &self.assembly.registry
+    }
+}
+
+/// Ends servers of this module.
+pub(crate) type Stop = CancellationToken;

@@ -1,0 +1,300 @@
+//! The command line.
+//!
+//! Invariant: exit codes mean the same in every command: 0 done, 1 something asked for did not
+//! work, 2 the command line or the configuration cannot be used, 130 interrupted.
+
+mod check;
+mod client;
+mod stats;
+mod warm;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueHint};
+use clap_complete::Shell;
+
+use crate::config::{self, Environment, Invalid, Settings};
+
+const AFTER_HELP: &str = "\
+Examples:
+  warpdrive demo                               a federation with data in it, to play with
+  warpdrive check -c warpdrive.yaml            is the file right, and can each origin be reached?
+  warpdrive run -c warpdrive.yaml              mount, serve S3, until Ctrl-C
+  warpdrive warm -c warpdrive.yaml --bucket train --prefix imagenet/
+  warpdrive stats --watch                      what the running sidecar is doing
+
+Exit codes: 0 done, 1 something asked for did not work, 2 the command line or the configuration
+cannot be used, 130 interrupted. Every key of the file: docs/configuration.md";
+
+/// Shows object stores of several clouds as files and as one S3 endpoint, through one cache.
+#[derive(Debug, Parser)]
+#[command(name = "warpdrive", version, about, after_help = AFTER_HELP, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Mount, serve S3, and stay until SIGTERM or Ctrl-C.
+    ///
+    /// Prints each address and path and how to use it. The first SIGTERM or Ctrl-C stops new
+    /// requests, lets those in flight end, unmounts and exits 0; the second exits at once.
+    Run(RunArgs),
+    /// Validate a configuration and contact each of its origins.
+    ///
+    /// Prints a table: is the credential accepted, can the origin be reached and how fast, may it
+    /// be listed and read, and with --write, written.
+    Check(CheckArgs),
+    /// Fetch objects into the cache ahead of their readers.
+    ///
+    /// Works in the running sidecar where there is one, by itself otherwise. What is cached already
+    /// is not fetched again, so an interrupted warm goes on where it was. Ends with what is verified
+    /// to be in the cache, and exits 1 when something asked for is not.
+    Warm(WarmArgs),
+    /// What a running sidecar is doing.
+    Stats(StatsArgs),
+    /// Serve a small data set that is made on the spot; everything is removed at the end.
+    Demo(DemoArgs),
+    /// Print a completion script: `warpdrive completions bash > /etc/bash_completion.d/warpdrive`.
+    Completions {
+        /// The shell to write it for.
+        shell: Shell,
+    },
+}
+
+/// How `run` runs.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "\
+Examples:
+  warpdrive run -c warpdrive.yaml
+  warpdrive run -c warpdrive.yaml --no-mount           S3 only, needs no /dev/fuse
+  warpdrive run -c warpdrive.yaml --mount-point /mnt/x --force")]
+struct RunArgs {
+    /// The YAML file.
+    #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    config: PathBuf,
+    /// Mount here instead of at the file's `mount_point`.
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    mount_point: Option<PathBuf>,
+    /// Detach a dead mount that an earlier sidecar left at the mount point.
+    #[arg(long)]
+    force: bool,
+    /// Serve S3 only.
+    #[arg(long, conflicts_with_all = ["mount_point", "force"])]
+    no_mount: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  warpdrive check -c warpdrive.yaml
+  warpdrive check -c warpdrive.yaml --write            writes and deletes a small object each
+  warpdrive check -c warpdrive.yaml --json | jq .")]
+struct CheckArgs {
+    /// The YAML file.
+    #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    config: PathBuf,
+    /// Also write a small object to each origin that is not read_only, and delete it.
+    #[arg(long)]
+    write: bool,
+    /// Print JSON instead of a table.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Which sidecar a command talks to.
+#[derive(Debug, Clone, Args)]
+struct Where {
+    /// The YAML file: its `admin.listen` is asked.
+    #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    config: Option<PathBuf>,
+    /// The admin endpoint of a running sidecar: `http://127.0.0.1:9091` or `unix:/path`.
+    #[arg(long, value_name = "URL", env = "WARPDRIVE_ADMIN")]
+    admin: Option<String>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  warpdrive warm -c warpdrive.yaml --bucket train                       the whole bucket
+  warpdrive warm -c warpdrive.yaml --bucket train --prefix imagenet/val/
+  warpdrive warm -c warpdrive.yaml --bucket train --glob '**/*.tar' --max-size 2GiB
+  warpdrive warm -c warpdrive.yaml --list epoch1.txt --rate 200MB       lines: bucket/key
+  generate-keys | warpdrive warm --bucket train --list -                lines: key")]
+struct WarmArgs {
+    #[command(flatten)]
+    place: Where,
+    /// Only this bucket of the endpoint or backend of the file; may be given more than once.
+    #[arg(long, visible_alias = "backend", value_name = "NAME")]
+    bucket: Vec<String>,
+    /// Only keys that begin with this.
+    #[arg(long, value_name = "TEXT", conflicts_with = "list")]
+    prefix: Option<String>,
+    /// Only keys that match: `*` within a part, `**` across parts, `?`, `[a-z]`, `{a,b}`.
+    #[arg(long, value_name = "PATTERN", conflicts_with = "list")]
+    glob: Option<String>,
+    /// Exactly the keys of a file, one a line (`-` for standard input): `key` with one --bucket,
+    /// else `bucket/key` or `s3://bucket/key`.
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    list: Option<PathBuf>,
+    /// Leave out objects that are larger, such as `2GiB`.
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    max_size: Option<config::ByteSize>,
+    /// Fetch at most this much a second, such as `200MB`.
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    rate: Option<config::ByteSize>,
+    /// Objects that are fetched at once.
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=256))]
+    parallel: u16,
+    /// Print the report as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  warpdrive stats
+  warpdrive stats --watch                  again each second, with rates
+  warpdrive stats --json | jq .cache")]
+struct StatsArgs {
+    #[command(flatten)]
+    place: Where,
+    /// Print again each second until Ctrl-C.
+    #[arg(long)]
+    watch: bool,
+    /// Print what the sidecar answers, as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// What `demo` makes.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "\
+Examples:
+  warpdrive demo
+  warpdrive demo --dir /tmp/warpdrive-demo     keep everything there")]
+struct DemoArgs {
+    /// Make it here and keep it; without, a temporary directory that is removed at the end.
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    dir: Option<PathBuf>,
+    /// Stop by itself after this many seconds.
+    #[arg(long, value_name = "N")]
+    seconds: Option<u64>,
+    /// Serve S3 only.
+    #[arg(long)]
+    no_mount: bool,
+}
+
+fn size(text: &str) -> Result<config::ByteSize, String> {
+    text.parse::<config::ByteSize>().map_err(|what| format!("{what}: write 200MB or 4MiB"))
+}
+
+/// Why a command ends with another code than 0.
+#[derive(Debug)]
+pub(crate) enum Stop {
+    /// What went wrong, for the user; exit code 1.
+    Failed(String),
+    /// Everything was said already; exit code 1.
+    Silent,
+    /// The command line or the configuration cannot be used; exit code 2.
+    Unusable(String),
+    /// Ctrl-C; exit code 130.
+    Interrupted,
+}
+
+impl From<Invalid> for Stop {
+    fn from(invalid: Invalid) -> Self {
+        Self::Unusable(invalid.to_string())
+    }
+}
+
+/// Parses the command line, does what it says, and answers with the exit code.
+pub fn main() -> ExitCode {
+    let outcome = match Cli::parse().command {
+        Command::Run(args) => run(args),
+        Command::Check(args) => check::check(&args),
+        Command::Warm(args) => warm::warm(&args),
+        Command::Stats(args) => stats::stats(&args),
+        Command::Demo(args) => {
+            crate::demo::demo(args.dir.as_deref(), args.seconds, args.no_mount)
+        }
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "warpdrive", &mut std::io::stdout());
+            Ok(())
+        }
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Stop::Failed(what)) => {
+            eprintln!("warpdrive: {what}");
+            ExitCode::from(1)
+        }
+        Err(Stop::Silent) => ExitCode::from(1),
+        Err(Stop::Unusable(what)) => {
+            eprintln!("warpdrive: {what}");
+            ExitCode::from(2)
+        }
+        Err(Stop::Interrupted) => ExitCode::from(130),
+    }
+}
+
+fn run(args: RunArgs) -> Result<(), Stop> {
+    let mut settings = load(&args.config)?;
+    if args.no_mount {
+        settings.mount = None;
+        if settings.s3.is_none() {
+            let what = "--no-mount, and the file has `s3.enabled: false`: nothing would be served";
+            return Err(Stop::Unusable(what.to_owned()));
+        }
+    }
+    if let Some(point) = args.mount_point {
+        let point = std::path::absolute(&point)
+            .map_err(|e| Stop::Unusable(format!("--mount-point {}: {e}", point.display())))?;
+        match &mut settings.mount {
+            Some(mount) => mount.point = point,
+            None => {
+                let what = "--mount-point, and the file has `fuse.enabled: false`";
+                return Err(Stop::Unusable(what.to_owned()));
+            }
+        }
+    }
+    crate::trace::start(&settings.log);
+    crate::run::run(settings, &crate::run::Options { force: args.force, ..Default::default() })
+}
+
+/// The settings of a file, with the variables of this process.
+fn load(path: &std::path::Path) -> Result<Settings, Stop> {
+    Ok(config::load(path, &Environment::of_process())?)
+}
+
+/// A runtime for commands that are clients.
+fn small_runtime() -> Result<tokio::runtime::Runtime, Stop> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| Stop::Failed(format!("threads cannot be started: {e}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_teaches_with_examples() {
+        for command in Cli::command().get_subcommands() {
+            if command.get_name() == "completions" {
+                continue;
+            }
+            let help = command.clone().render_long_help().to_string();
+            assert!(help.contains("Examples:"), "{}", command.get_name());
+        }
+    }
+}
