@@ -81,8 +81,12 @@ fn set_tag(headers: &mut HeaderMap, name: HeaderName, etag: &ETag) -> Result<()>
     Ok(())
 }
 
-/// What an answer says of the blob's version.
-fn meta(headers: &HeaderMap, size: u64) -> Result<ObjectMeta> {
+/// What an answer says of the blob's version. Directories of accounts with a hierarchical
+/// namespace look like blobs, and are none.
+fn meta(key: &ObjectKey, headers: &HeaderMap, size: u64) -> Result<ObjectMeta> {
+    if headers.get("x-ms-resource-type").is_some_and(|kind| kind == "directory") {
+        return Err(Error::new(ErrorKind::NotFound, format!("`{key}` is a directory")));
+    }
     Ok(ObjectMeta {
         size,
         etag: tag(headers)?,
@@ -112,7 +116,7 @@ impl Store for AzureStore {
         let answer = self.client.send(call, What::of("head", key)).await?;
         let headers = answer.headers();
         let size = headers::content_length(headers).ok_or_else(|| absent("Content-Length"))?;
-        meta(headers, size)
+        meta(key, headers, size)
     }
 
     async fn get(&self, key: &ObjectKey, options: GetOptions) -> Result<GetResult> {
@@ -136,7 +140,7 @@ impl Store for AzureStore {
         }
         let answer = self.client.send(call, What::of("get", key)).await?;
         let headers = answer.headers().clone();
-        let got = reading::result(answer, range, |size| meta(&headers, size))?;
+        let got = reading::result(answer, range, |size| meta(key, &headers, size))?;
         if if_match.is_some_and(|wanted| wanted != got.meta.etag) {
             let context = format!("`{key}` is not in the expected version");
             return Err(Error::new(ErrorKind::PreconditionFailed, context));

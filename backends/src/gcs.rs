@@ -95,6 +95,11 @@ fn tag(headers: &HeaderMap) -> Result<ETag> {
     Ok(cloud::opaque(&generation))
 }
 
+/// The object's size as it is stored.
+fn stored_length(headers: &HeaderMap) -> Option<u64> {
+    headers.get("x-goog-stored-content-length")?.to_str().ok()?.parse().ok()
+}
+
 /// What an answer says of the object's version.
 fn meta(headers: &HeaderMap, size: u64) -> Result<ObjectMeta> {
     Ok(ObjectMeta {
@@ -139,8 +144,8 @@ impl Store for GcsStore {
         call.headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("gzip"));
         let answer = self.client.send_to(call, What::of("head", key)).await?;
         let headers = answer.headers();
-        let size = headers::content_length(headers).ok_or_else(|| absent("Content-Length"))?;
-        meta(headers, size)
+        let size = stored_length(headers).or_else(|| headers::content_length(headers));
+        meta(headers, size.ok_or_else(|| absent("Content-Length"))?)
     }
 
     async fn get(&self, key: &ObjectKey, options: GetOptions) -> Result<GetResult> {
@@ -167,7 +172,12 @@ impl Store for GcsStore {
         if options.if_match.is_some_and(|wanted| tag(&headers).is_ok_and(|found| found != wanted)) {
             return Err(other_version(key));
         }
-        reading::result(answer, range, |size| meta(&headers, size))
+        let got = reading::result(answer, range, |size| meta(&headers, size))?;
+        if stored_length(&headers).is_some_and(|stored| stored != got.meta.size) {
+            let context = format!("the origin sends `{key}` in another encoding than it is stored");
+            return Err(Error::new(ErrorKind::Corrupted, context));
+        }
+        Ok(got)
     }
 
     async fn list(&self, request: &ListRequest) -> Result<ListPage> {

@@ -1,21 +1,28 @@
 //! The contract on Azurite with the differences that it and the service are known for, and what
 //! the contract does not ask: shared access signatures, odd keys, uploads over a restart.
 
+#![allow(clippy::unwrap_used)] // Helpers of tests fail where they cannot go on.
+
 use std::sync::Arc;
 
 use backends::{AzureConfig, AzureCredential, Metrics, OriginConfig, OriginKind, Policy};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
+use double::{Answer, Double};
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 use store::testing::contract::{self, Differences};
 use store::{
-    Body, ByteRange, Condition, ErrorKind, ListRequest, ObjectKey, PutOptions, Store, StoreExt,
+    Body, ByteRange, Condition, CopyOptions, ErrorKind, ListRequest, ObjectKey, PutOptions, Store,
+    StoreExt,
 };
 use testkit::{Origin, Running};
 use time::OffsetDateTime;
 use time::format_description::well_known::Iso8601;
+
+#[path = "support/double.rs"]
+mod double;
 
 fn config(server: &Running, credential: AzureCredential) -> AzureConfig {
     AzureConfig {
@@ -185,8 +192,14 @@ async fn uploads_outlive_the_process_that_began_them() {
     second.complete_upload(&key("o"), &upload, &parts, Condition::None).await.unwrap();
     assert_eq!(first.get_bytes(&key("o"), ByteRange::Full).await.unwrap(), "onethree");
     assert_eq!(*first.head(&key("o")).await.unwrap().attributes.unwrap(), wanted);
-    // Its end is known to both, since its blocks are gone.
+    // Whose answer was lost may ask again, as long as the object is what it made.
+    let again = first.complete_upload(&key("o"), &upload, &parts, Condition::None).await.unwrap();
+    assert_eq!(again.etag, first.head(&key("o")).await.unwrap().etag);
     let again = first.complete_upload(&key("o"), &upload, &parts, Condition::None).await;
+    assert_eq!(again.unwrap_err().kind(), ErrorKind::NoSuchUpload);
+    first.put_bytes(&key("o"), "other").await.unwrap();
+    let third = opened(config(&server, key_of(&server))).await;
+    let again = third.complete_upload(&key("o"), &upload, &parts, Condition::None).await;
     assert_eq!(again.unwrap_err().kind(), ErrorKind::NoSuchUpload);
 
     let upload = first.start_upload(&key("p"), PutOptions::default()).await.unwrap();
@@ -243,4 +256,84 @@ async fn a_completion_discards_other_uploads_of_its_key_and_they_say_so() {
     complete(0).await.unwrap();
     assert_eq!(complete(1).await.unwrap_err().kind(), ErrorKind::NoSuchUpload);
     assert_eq!(store.get_bytes(&key("o"), ByteRange::Full).await.unwrap(), "first");
+}
+
+fn double_config(double: &Double) -> AzureConfig {
+    AzureConfig {
+        account: "account".into(),
+        container: "bucket".into(),
+        prefix: String::new(),
+        endpoint: Some(double.endpoint.clone()),
+        credential: AzureCredential::Sas("sv=2023-11-03&sig=a%2Bb%2Fc%3D".to_owned().into()),
+    }
+}
+
+#[tokio::test]
+async fn encoded_names_are_decoded_and_directories_are_no_blobs() {
+    let double = Double::start(|_| -> Answer {
+        let blob = |name: &str, more: &str| {
+            format!(
+                "<Blob>{name}<Properties><Last-Modified>Tue, 14 Nov 2023 22:13:20 GMT\
+                 </Last-Modified><Etag>0x8D1</Etag><Content-Length>3</Content-Length>{more}\
+                 </Properties></Blob>"
+            )
+        };
+        let body = format!(
+            "\u{feff}<?xml version=\"1.0\"?><EnumerationResults><Blobs>{}{}{}\
+             <BlobPrefix><Name>p/</Name></BlobPrefix></Blobs><NextMarker/></EnumerationResults>",
+            blob("<Name Encoded=\"true\">one%01%EF%BF%BF</Name>", ""),
+            blob("<Name>directory</Name>", "<ResourceType>directory</ResourceType>"),
+            blob("<Name> a &amp; b </Name>", "<ResourceType>file</ResourceType>"),
+        );
+        (200, vec![], body)
+    })
+    .await;
+    let store = opened(double_config(&double)).await;
+    let request = ListRequest { delimiter: Some("/".into()), ..ListRequest::default() };
+    let page = store.list(&request).await.unwrap();
+    let names: Vec<_> = page.entries.iter().map(|entry| entry.key.as_str()).collect();
+    assert_eq!(names, [" a & b ", "one\u{1}\u{ffff}"]);
+    assert_eq!(page.entries[0].meta.etag.as_str(), "0x8D1-1");
+    assert_eq!(page.common_prefixes, ["p/"]);
+    let target = &double.seen()[0].target;
+    for pair in ["restype=container", "comp=list", "delimiter=%2F", "sig=a%2Bb%2Fc%3D"] {
+        assert!(target.contains(pair), "{target}");
+    }
+}
+
+#[tokio::test]
+async fn a_copy_returns_when_it_is_done() {
+    let asked = std::sync::atomic::AtomicUsize::new(0);
+    let double = Double::start(move |seen| -> Answer {
+        let status = match asked.fetch_add(1, std::sync::atomic::Ordering::Relaxed) {
+            0 | 1 => "pending",
+            _ => "success",
+        };
+        let etag = if status == "pending" { "\"0x1\"" } else { "\"0x2\"" };
+        let headers = vec![("x-ms-copy-status", status.to_owned()), ("etag", etag.to_owned())];
+        (if seen.method == "PUT" { 202 } else { 200 }, headers, String::new())
+    })
+    .await;
+    let store = opened(double_config(&double)).await;
+    let written = store.copy(&key("from x"), &key("to"), CopyOptions::default()).await.unwrap();
+    assert_eq!(written.etag.as_str(), "0x2-1");
+    let seen = double.seen();
+    let methods: Vec<_> = seen.iter().map(|request| request.method.as_str()).collect();
+    assert_eq!(methods, ["PUT", "HEAD", "HEAD"]);
+    assert!(seen.iter().all(|request| request.body.is_empty()));
+    let source = format!("{}/bucket/from%20x?sv=2023-11-03&sig=a%2Bb%2Fc%3D", double.endpoint);
+    assert_eq!(seen[0].header("x-ms-copy-source"), Some(source.as_str()));
+}
+
+#[tokio::test]
+async fn a_busy_service_is_throttling_and_its_error_holds_no_signature() {
+    let double = Double::start(|_| -> Answer {
+        let headers = vec![("x-ms-error-code", "ServerBusy".to_owned())];
+        (503, headers, "<Error><Code>ServerBusy</Code><Message>busy</Message></Error>".into())
+    })
+    .await;
+    let store = opened(double_config(&double)).await;
+    let error = store.get_bytes(&key("k"), ByteRange::Full).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Throttled, "{error:?}");
+    assert!(!format!("{error:?}").contains("a%2Bb") && !format!("{error:?}").contains("sig"));
 }

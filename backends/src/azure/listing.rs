@@ -71,6 +71,10 @@ fn name(node: &Node) -> Result<String> {
     Ok(name.text.clone())
 }
 
+fn is_directory(blob: &Node) -> bool {
+    blob.child("Properties").and_then(|p| p.text_of("ResourceType")) == Some("directory")
+}
+
 fn item(blob: &Node) -> Result<RawItem> {
     let name = name(blob)?;
     let properties = blob.child("Properties");
@@ -98,6 +102,8 @@ impl RawPages for Client {
         let mut items = Vec::new();
         for node in root.child("Blobs").map(Node::children).unwrap_or_default() {
             match node.name.as_str() {
+                // Accounts with a hierarchical namespace list their directories among the blobs.
+                "Blob" if is_directory(node) => {}
                 "Blob" => items.push(item(node)?),
                 "BlobPrefix" => items.push(RawItem { name: name(node)?, meta: None }),
                 _ => {}

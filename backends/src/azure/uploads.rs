@@ -175,6 +175,23 @@ struct Staged {
     aborted: bool,
     /// For each part the block that was staged last, and its size in bytes.
     parts: BTreeMap<u16, (BlockName, u64)>,
+    /// Its blocks of which the blob is made now.
+    committed: Vec<BlockName>,
+}
+
+impl Staged {
+    fn is_open(&self) -> bool {
+        self.start.is_some() && !self.aborted
+    }
+
+    /// True when the blob is what completing with these parts made of it.
+    fn is_made_of(&self, parts: &[(u16, ETag)]) -> bool {
+        let named = |name: &BlockName| {
+            let part = parts.iter().find(|(number, _)| u32::from(*number) == name.number);
+            part.is_some_and(|(_, etag)| name.etag() == *etag)
+        };
+        !self.committed.is_empty() && self.committed.iter().all(named)
+    }
 }
 
 fn no_such_upload(key: &ObjectKey) -> Error {
@@ -258,7 +275,7 @@ impl AzureStore {
 
     /// The uploads of a key, by number.
     async fn staged(&self, key: &ObjectKey) -> Result<HashMap<u64, Staged>> {
-        let pairs = [("comp", "blocklist"), ("blocklisttype", "uncommitted")];
+        let pairs = [("comp", "blocklist"), ("blocklisttype", "all")];
         let call = Call::new(Method::GET, self.client.blob(key, &pairs)?);
         let answer = match self.client.send(call, What::of("blocks", key)).await {
             Ok(answer) => answer,
@@ -267,6 +284,12 @@ impl AzureStore {
         };
         let root = Node::parse(&document(answer).await?)?;
         let mut uploads: HashMap<u64, Staged> = HashMap::new();
+        let committed =
+            root.child("CommittedBlocks").into_iter().flat_map(|list| list.all("Block"));
+        for name in committed.filter_map(|block| block.text_of("Name")) {
+            let Some(name) = BlockName::decode(name.trim()) else { continue };
+            uploads.entry(name.upload).or_default().committed.push(name);
+        }
         let blocks = root.child("UncommittedBlocks").into_iter().flat_map(|list| list.all("Block"));
         for block in blocks {
             let name = block.text_of("Name").and_then(|name| BlockName::decode(name.trim()));
@@ -295,9 +318,7 @@ impl AzureStore {
             return Err(no_such_upload(key));
         }
         let staged = self.staged(key).await?.remove(&upload);
-        staged
-            .filter(|staged| staged.start.is_some() && !staged.aborted)
-            .ok_or_else(|| no_such_upload(key))
+        staged.filter(Staged::is_open).ok_or_else(|| no_such_upload(key))
     }
 
     pub(super) async fn begin(&self, key: &ObjectKey, attributes: &Attributes) -> Result<UploadId> {
@@ -361,7 +382,19 @@ impl AzureStore {
                            Azure does not keep the attributes that it was begun with";
             return Err(Error::new(ErrorKind::Unsupported, context));
         };
-        let staged = self.in_progress(key, upload).await?;
+        if self.uploads.has_ended(upload) {
+            return Err(no_such_upload(key));
+        }
+        let staged = self.staged(key).await?.remove(&upload).unwrap_or_default();
+        if !staged.is_open() {
+            // The answer to a completion may have been lost.
+            if staged.is_made_of(parts) {
+                let meta = store::Store::head(self, key).await?;
+                self.uploads.end(upload);
+                return Ok(Written { etag: meta.etag, last_modified: Some(meta.last_modified) });
+            }
+            return Err(no_such_upload(key));
+        }
         let mut names = Vec::with_capacity(parts.len());
         for (number, etag) in parts {
             let found = staged.parts.get(number).filter(|(name, _)| name.etag() == *etag);
@@ -422,7 +455,7 @@ impl AzureStore {
             for name in page.names {
                 let Ok(key) = ObjectKey::new(name) else { continue };
                 for (upload, staged) in self.staged(&key).await? {
-                    let Some(start) = staged.start.filter(|_| !staged.aborted) else { continue };
+                    let Some(start) = staged.start.filter(|_| staged.is_open()) else { continue };
                     let id = self.uploads.id_of(upload).unwrap_or_else(|| encode_id(upload, None));
                     if known.contains(&id.0) || self.uploads.has_ended(upload) {
                         continue;

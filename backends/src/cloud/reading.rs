@@ -19,15 +19,14 @@ pub(crate) fn result(
     let odd = |what: &str| Error::new(ErrorKind::Corrupted, format!("answer of the origin {what}"));
     let length = headers::content_length(response.headers());
     let (range, size) = if response.status() == StatusCode::PARTIAL_CONTENT {
-        match headers::content_range(response.headers()) {
-            Some((Some(range), Some(size))) => (range, size),
-            _ => {
-                // Azurite says `bytes 10-9/10` where there is nothing to send.
-                if let Some(size) = stated_size(&response) {
-                    asked.resolve(size)?;
-                }
-                return Err(odd("has no readable Content-Range"));
+        if let Some((Some(range), Some(size))) = headers::content_range(response.headers()) {
+            (range, size)
+        } else {
+            // Azurite says `bytes 10-9/10` where there is nothing to send.
+            if let Some(size) = stated_size(&response) {
+                asked.resolve(size)?;
             }
+            return Err(odd("has no readable Content-Range"));
         }
     } else {
         let size = length.ok_or_else(|| odd("has no Content-Length"))?;

@@ -87,15 +87,11 @@ impl GcsStore {
             let context = format!("completion of `{key}`: {}: {}", text("Code"), text("Message"));
             return Err(Error::new(ErrorKind::Unavailable, context));
         }
-        match generation {
-            Some(generation) => {
-                Ok(Written { etag: cloud::opaque(&generation), last_modified: None })
-            }
-            None => {
-                let meta = self.head(key).await?;
-                Ok(Written { etag: meta.etag, last_modified: Some(meta.last_modified) })
-            }
+        if let Some(generation) = generation {
+            return Ok(Written { etag: cloud::opaque(&generation), last_modified: None });
         }
+        let meta = self.head(key).await?;
+        Ok(Written { etag: meta.etag, last_modified: Some(meta.last_modified) })
     }
 
     /// Fails when a condition does not hold now.
