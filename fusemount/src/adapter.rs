@@ -248,7 +248,7 @@ impl Shared {
     }
 
     fn count_nodes(&self) {
-        self.metrics.nodes.set(self.fs.node_count() as i64);
+        self.metrics.nodes.set(self.fs.node_count().try_into().unwrap_or(i64::MAX));
     }
 }
 
@@ -607,7 +607,7 @@ impl Filesystem for Adapter {
                 }
                 shared.fs.seek(NodeId(node.0), offset, whence == SEEK_HOLE)
             },
-            |_, reply, offset| reply.offset(offset as i64),
+            |_, reply, offset| reply.offset(offset.cast_signed()),
         );
     }
 

@@ -48,14 +48,14 @@ impl MountConfig {
             file_mode: 0o444,
             dir_mode: 0o555,
             // The default `stale_ttl` of the cache.
-            metadata_ttl: Duration::from_secs(60),
+            metadata_ttl: Duration::from_mins(1),
             // More gains nothing (measured), and it is the largest request that the kernel sends
             // unless `fs.fuse.max_pages_limit` is raised.
             read_ahead_kib: 1024,
             debug: false,
             // Longer than the retries of one request to an origin, shorter than the two minutes
             // after which the kernel reports a hung task.
-            operation_timeout: Duration::from_secs(60),
+            operation_timeout: Duration::from_mins(1),
             force: false,
         }
     }

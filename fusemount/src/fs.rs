@@ -191,7 +191,7 @@ impl FileSystem {
     pub(crate) fn open_directory(&self, id: NodeId) -> Result<u64> {
         let directory = self.directory(id)?;
         let handle = self.handle();
-        self.directories.open(handle, directory);
+        self.directories.open(handle, &directory);
         Ok(handle)
     }
 

@@ -78,6 +78,7 @@ impl Mount {
     ///
     /// As root `mount(2)` is called; otherwise `fusermount3` is asked. An error is a sentence that
     /// says what to do.
+    #[allow(clippy::needless_pass_by_value)] // The configuration is handed over with the rest.
     pub fn open(
         namespace: Arc<Namespace>,
         config: MountConfig,
@@ -199,10 +200,11 @@ impl Mount {
 
 impl Drop for Mount {
     fn drop(&mut self) {
-        if self.attached && self.entry().is_some() {
-            if let Err(reason) = detach(&self.target, self.privilege, true) {
-                tracing::warn!(mount_point = %self.target.display(), reason, "cannot unmount");
-            }
+        if self.attached
+            && self.entry().is_some()
+            && let Err(reason) = detach(&self.target, self.privilege, true)
+        {
+            tracing::warn!(mount_point = %self.target.display(), reason, "cannot unmount");
         }
     }
 }

@@ -3,6 +3,8 @@
 //! Invariant: every test unmounts what it mounted, also when it fails. Without `/dev/fuse` or
 //! without root the tests say why they do nothing.
 
+#![allow(clippy::unwrap_used)] // A test that cannot go on has failed.
+
 #[path = "kernel/child.rs"]
 mod child;
 #[path = "kernel/harness.rs"]

@@ -1,7 +1,7 @@
 //! How long an operation may take: until its timeout, or until its caller is about to end.
 //!
 //! Invariant: [`bounded`] returns within its limit whatever the work does; work that is given up
-//! is dropped. fuser answers FUSE_INTERRUPT itself with ENOSYS, after which the kernel waits for
+//! is dropped. fuser answers `FUSE_INTERRUPT` itself with ENOSYS, after which the kernel waits for
 //! every reply without listening to signals, even SIGKILL. Therefore a slow operation looks for
 //! signals itself, in `/proc`; where the caller is in another PID namespace and has no number
 //! here, only the timeout bounds it. (The kernel numbers callers as the process that mounted sees

@@ -106,7 +106,7 @@ impl Walk {
         };
         let page = bucket.store.list(&request).await?;
         let source = page.next.clone().map_or(Source::End, Source::Page);
-        let (entries, held) = merge(directory, page, &start.held);
+        let (entries, held) = merge(directory, &page, &start.held);
         let learned = entries.iter().map(|named| (Arc::clone(&named.name), named.kind.clone()));
         fs.known.learn_page(directory.id, first, learned);
         let offset = start.offset + entries.len() as u64;
@@ -119,7 +119,7 @@ impl Walk {
 }
 
 /// The entries of a page, and the files that the next page decides about.
-fn merge(directory: &Directory, page: ListPage, held: &[Named]) -> (Vec<Named>, Vec<Named>) {
+fn merge(directory: &Directory, page: &ListPage, held: &[Named]) -> (Vec<Named>, Vec<Named>) {
     let prefix = directory.prefix.as_str();
     let last_entry = page.entries.last().map_or("", |entry| entry.key.as_str());
     let last_prefix = page.common_prefixes.last().map_or("", String::as_str);
@@ -180,8 +180,8 @@ pub(crate) struct Listing<'a> {
 
 impl OpenDirectories {
     /// Begins a walk.
-    pub(crate) fn open(&self, handle: u64, directory: Arc<Directory>) {
-        self.walks.lock().insert(handle, Some(Walk::new(&directory)));
+    pub(crate) fn open(&self, handle: u64, directory: &Directory) {
+        self.walks.lock().insert(handle, Some(Walk::new(directory)));
     }
 
     /// Ends a walk.

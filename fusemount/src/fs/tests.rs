@@ -9,7 +9,7 @@ use store::{BucketName, Residency, Resident};
 
 use super::*;
 
-const LONG: Duration = Duration::from_secs(600);
+const LONG: Duration = Duration::from_mins(10);
 
 /// A file system over one bucket at `/data`, and what is behind it.
 struct Fixture {
@@ -198,10 +198,10 @@ proptest! {
                         f.store.remove(&key);
                         keys.remove(&key);
                     },
-                    Step::Open(n) => if let Some(key) = nth(&keys, n) {
-                        if let Ok((id, handle)) = f.open(&format!("data/{key}")).await {
-                            handles.push((key.clone(), keys[&key].clone(), id, handle));
-                        }
+                    Step::Open(n) => if let Some(key) = nth(&keys, n)
+                        && let Ok((id, handle)) = f.open(&format!("data/{key}")).await
+                    {
+                        handles.push((key.clone(), keys[&key].clone(), id, handle));
                     },
                     Step::ReadOpen(n) => if !handles.is_empty() {
                         let (key, was, id, handle) = &handles[n % handles.len()];

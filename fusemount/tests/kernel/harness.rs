@@ -19,6 +19,7 @@ pub(crate) struct Mounted {
     pub(crate) runtime: Runtime,
     pub(crate) mount: Option<Mount>,
     pub(crate) root: PathBuf,
+    ttl: Duration,
     _dir: TempDir,
 }
 
@@ -88,12 +89,13 @@ impl Mounted {
         config.metadata_ttl = Duration::from_millis(300);
         config.operation_timeout = Duration::from_secs(2);
         change(&mut config);
+        let ttl = config.metadata_ttl;
         let registry = prometheus::Registry::new();
         let metrics = Metrics::register(&registry).unwrap();
         let runtime = runtime();
         let mount =
             Mount::open(Arc::new(namespace), config, metrics, runtime.handle().clone()).unwrap();
-        Some(Self { store, faulty, registry, runtime, mount: Some(mount), root, _dir: dir })
+        Some(Self { store, faulty, registry, runtime, mount: Some(mount), root, ttl, _dir: dir })
     }
 
     /// A path below `/data`.
@@ -120,7 +122,7 @@ impl Mounted {
 
     /// Longer than names are believed.
     pub(crate) fn wait_for_ttl(&self) {
-        std::thread::sleep(Duration::from_millis(350));
+        std::thread::sleep(self.ttl + Duration::from_millis(50));
     }
 
     /// The value of a counter or gauge, summed over the given label values.

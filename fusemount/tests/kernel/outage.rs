@@ -133,7 +133,7 @@ fn a_reader_of_an_origin_that_hangs_can_be_killed() {
             store.insert("file", pattern(4 * MIB, 1));
             store.insert("d/x", "x");
         },
-        |config| config.operation_timeout = Duration::from_secs(60),
+        |config| config.operation_timeout = Duration::from_mins(1),
     ) else {
         return;
     };

@@ -155,12 +155,12 @@ fn sixteen_readers_of_eight_files_get_the_right_bytes() {
     });
     // Every handle is released, if a moment later.
     for _ in 0..100 {
-        if m.metric("warpdrive_fuse_open_files", None) == 0.0 {
+        if m.metric("warpdrive_fuse_open_files", None) < 0.5 {
             break;
         }
         std::thread::sleep(std::time::Duration::from_millis(20));
     }
-    assert_eq!(m.metric("warpdrive_fuse_open_files", None), 0.0);
+    assert!(m.metric("warpdrive_fuse_open_files", None).abs() < 0.5);
     assert!(m.metric("warpdrive_fuse_operations_total", Some(("operation", "read"))) > 8.0);
     assert!(m.metric("warpdrive_fuse_read_bytes_total", None) > MIB as f64);
 }

@@ -105,7 +105,7 @@ fn an_open_file_is_one_version() {
     let Some(m) = Mounted::with(
         |store| _ = store.insert("file", old.clone()),
         // Names are believed for longer than this test takes.
-        |config| config.metadata_ttl = std::time::Duration::from_secs(600),
+        |config| config.metadata_ttl = std::time::Duration::from_mins(10),
     ) else {
         return;
     };
@@ -302,7 +302,7 @@ fn extended_attributes_name_version_and_object() {
         let short = (short, io::Error::last_os_error().raw_os_error());
         let size = libc::listxattr(path.as_ptr(), std::ptr::null_mut(), 0);
         assert_eq!(size, libc::listxattr(path.as_ptr(), list.as_mut_ptr().cast(), list.len()));
-        (size as usize, short)
+        (size.cast_unsigned(), short)
     };
     assert_eq!(short, (-1, Some(libc::ERANGE)));
     let names: Vec<&[u8]> = list[..size].split(|byte| *byte == 0).collect();
