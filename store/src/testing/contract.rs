@@ -33,6 +33,8 @@ pub struct Differences {
     /// An object `x` and objects below `x/` cannot exist together; the second is refused with
     /// [`ErrorKind::Conflict`].
     pub file_hides_directory: bool,
+    /// An object `x` keeps objects below `x/` out of listings, although each can be read.
+    pub file_hides_listing: bool,
     /// User metadata is not kept.
     pub no_user_metadata: bool,
     /// Content headers other than the type are not kept.
@@ -51,6 +53,10 @@ pub struct Differences {
     pub no_copy_condition: bool,
     /// Uploads in progress cannot be listed: [`ErrorKind::Unsupported`].
     pub no_list_uploads: bool,
+    /// Uploads are listed only where the prefix is a whole key.
+    pub lists_uploads_by_key: bool,
+    /// A copy with attributes replaces the content type and user metadata and keeps other headers.
+    pub copy_keeps_headers: bool,
     /// Parts cannot be listed: [`ErrorKind::Unsupported`].
     pub no_list_parts: bool,
     /// The origin does not tell an upload that was aborted from one in progress.
