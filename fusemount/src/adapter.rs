@@ -1,7 +1,7 @@
 //! FUSE requests as calls on [`FileSystem`], and its answers as FUSE replies.
 //!
-//! Invariant: a FUSE thread only looks at memory; whatever may wait moves into a task with its
-//! reply, and is answered within the operation timeout. At most the kernel's background requests
+//! Invariant: a FUSE thread never waits; what cannot be answered from memory moves into a task
+//! with its reply, and is answered within the operation timeout. At most the kernel's background requests
 //! and one request for each waiting thread are in flight, which bounds the tasks.
 
 mod deadline;
@@ -11,6 +11,7 @@ use std::future::Future;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::task::{Context, Waker};
 use std::time::{Duration, SystemTime};
 
 use fuser::{
@@ -59,6 +60,10 @@ const MAX_NAME_BYTES: u32 = 255;
 
 /// At most one warning in this time; an outage fails thousands of operations in a second.
 const WARN_EVERY: Duration = Duration::from_secs(1);
+
+/// How long to wait for an origin to say what is below a name once the rest is known. A listing of
+/// one key takes milliseconds; while the origin hangs, what is cached is reached after this time.
+const MAX_PATIENCE: Duration = Duration::from_secs(5);
 
 /// The most that origins give in one page of a listing.
 const PAGE_ENTRIES: usize = 1000;
@@ -110,8 +115,7 @@ impl Adapter {
     ) -> Self {
         let options = Options {
             metadata_ttl: config.metadata_ttl,
-            // Half of the time is left for whatever comes first.
-            patience: config.operation_timeout / 2,
+            patience: (config.operation_timeout / 4).min(MAX_PATIENCE),
             page_entries: PAGE_ENTRIES,
         };
         let view = View {
@@ -133,7 +137,8 @@ impl Adapter {
         Self { shared: Arc::new(shared), runtime, max_readahead }
     }
 
-    /// Runs `work` in a task, within the operation timeout, and then `answer`.
+    /// Runs `work` within the operation timeout and then `answer`: here as long as nothing has to
+    /// be waited for, then in a task.
     fn spawn<R: Refuse, T: Send + 'static, F: Future<Output = Result<T>> + Send + 'static>(
         &self,
         operation: &'static str,
@@ -146,7 +151,7 @@ impl Adapter {
         let pid = request.pid();
         let shared = Arc::clone(&self.shared);
         let work = work(Arc::clone(&shared));
-        self.runtime.spawn(async move {
+        let mut task = Box::pin(async move {
             match bounded(pid, shared.timeout, work).await {
                 Ok(value) => {
                     answer(&shared, reply, value);
@@ -158,6 +163,12 @@ impl Adapter {
                 }
             }
         });
+        // What is in memory is answered here, which saves waking another thread; a task that has
+        // to wait moves to the runtime and is polled again there.
+        let _entered = self.runtime.enter();
+        if task.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {
+            self.runtime.spawn(task);
+        }
     }
 
     /// Answers at once.
@@ -555,13 +566,12 @@ impl Filesystem for Adapter {
         reply: ReplyXattr,
     ) {
         if !FileSystem::is_attribute(name) {
-            // `ls -l` asks for security labels and access lists of every file.
-            return self.answer(
-                "getxattr",
-                reply,
-                |_| Err::<(), _>(Errno::NODATA.into()),
-                |_, _, ()| {},
-            );
+            // `ls -l` asks for labels and access lists of every file, until it hears that there
+            // can be none.
+            let user = name.as_encoded_bytes().starts_with(b"user.");
+            let errno = if user { Errno::NODATA } else { Errno::OPNOTSUPP };
+            let refuse = |_: &Shared| Err::<(), _>(errno.into());
+            return self.answer("getxattr", reply, refuse, |_, _, ()| {});
         }
         let name = name.to_owned();
         self.spawn(

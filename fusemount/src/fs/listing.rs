@@ -1,7 +1,7 @@
 //! Open directories: a listing of the origin, page by page, as entries with stable offsets.
 //!
-//! Invariant: one page is held, whatever the size of the directory, and one small record for each
-//! page that was seen, so that a reader can go back. A name is given once: where a key and a
+//! Invariant: one page is held and one asked for ahead, whatever the size of the directory, and one
+//! small record for each page that was seen, so that a reader can go back. A name is given once: where a key and a
 //! directory share it, the directory is given. Keys that no path can name are left out.
 
 use std::cmp::Ordering;
@@ -9,7 +9,8 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use store::{ListPage, ListRequest};
+use store::{Bucket, ListPage, ListRequest};
+use tokio::task::JoinHandle;
 
 use super::FileSystem;
 use crate::errno::Result;
@@ -63,6 +64,29 @@ struct Start {
     held: Vec<Named>,
 }
 
+/// The page after the one that is held, already asked for: a reader works through a page in the
+/// time that the origin takes for the next one.
+#[derive(Debug)]
+struct Ahead {
+    token: String,
+    task: JoinHandle<store::Result<ListPage>>,
+}
+
+impl Ahead {
+    fn new(bucket: &Bucket, request: ListRequest, token: &str) -> Self {
+        let store = Arc::clone(&bucket.store);
+        let request = ListRequest { token: Some(token.to_owned()), ..request };
+        let task = tokio::spawn(async move { store.list(&request).await });
+        Self { token: token.to_owned(), task }
+    }
+}
+
+impl Drop for Ahead {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
 /// One walk through a directory.
 #[derive(Debug)]
 struct Walk {
@@ -70,6 +94,7 @@ struct Walk {
     /// Index of the page that `entries` holds.
     page: usize,
     entries: Vec<Named>,
+    ahead: Option<Ahead>,
 }
 
 impl Walk {
@@ -81,7 +106,7 @@ impl Walk {
         let source = if directory.bucket.is_some() { Source::First } else { Source::End };
         let heading = Start { offset: 0, source: Source::Heading, held: Vec::new() };
         let first = Start { offset: entries.len() as u64, source, held: Vec::new() };
-        Self { starts: vec![heading, first], page: 0, entries }
+        Self { starts: vec![heading, first], page: 0, entries, ahead: None }
     }
 
     /// Makes `index` the page that is held, and learns where the next one begins. Changes nothing
@@ -104,8 +129,10 @@ impl Walk {
             token,
             max_keys: fs.options.page_entries,
         };
-        let page = bucket.store.list(&request).await?;
+        let page = self.fetch(bucket, &request).await?;
+        self.ahead = page.next.as_deref().map(|token| Ahead::new(bucket, request, token));
         let source = page.next.clone().map_or(Source::End, Source::Page);
+        let start = &self.starts[index];
         let (entries, held) = merge(directory, &page, &start.held);
         let learned = entries.iter().map(|named| (Arc::clone(&named.name), named.kind.clone()));
         fs.known.learn_page(directory.id, first, learned);
@@ -115,6 +142,20 @@ impl Walk {
         self.page = index;
         self.entries = entries;
         Ok(())
+    }
+
+    /// The page that was asked for ahead, if it is this one; otherwise asks now.
+    async fn fetch(&mut self, bucket: &Bucket, request: &ListRequest) -> store::Result<ListPage> {
+        if let Some(ahead) = &mut self.ahead
+            && Some(&ahead.token) == request.token.as_ref()
+        {
+            let joined = (&mut ahead.task).await;
+            self.ahead = None;
+            if let Ok(page) = joined {
+                return page;
+            }
+        }
+        bucket.store.list(request).await
     }
 }
 

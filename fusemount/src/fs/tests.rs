@@ -368,6 +368,34 @@ async fn an_open_directory_can_be_read_from_any_offset() {
     assert_eq!(f.list(id, 9).await.unwrap().len(), 51, "a new look shows what is new");
 }
 
+#[tokio::test(start_paused = true)]
+async fn the_next_page_is_fetched_while_this_one_is_read() {
+    let f = fixture(LONG, 10);
+    for n in 0..100 {
+        f.store.insert(&format!("{n:02}"), "x");
+    }
+    let id = f.walk("data").await.unwrap().id;
+    let second = Duration::from_secs(1);
+    for _ in 0..10 {
+        f.faulty.inject(Operation::List, Fault::Delay(second));
+    }
+    let began = tokio::time::Instant::now();
+    let handle = f.fs.open_directory(id).unwrap();
+    let mut offset = 0;
+    loop {
+        let (_, entries) = f.fs.entries(id, handle, offset).await.unwrap();
+        let Some(last) = entries.last() else { break };
+        offset = last.next;
+        if entries.len() == 10 {
+            tokio::time::sleep(second).await;
+        }
+    }
+    assert_eq!(offset, 102);
+    let took = began.elapsed();
+    assert!(took < second * 12, "ten pages of a second and ten readings of a second: {took:?}");
+    assert_eq!(f.faulty.calls().of(Operation::List), 10);
+}
+
 #[tokio::test]
 async fn nested_mount_paths_hide_keys_and_lead_to_their_buckets() {
     let (outer, inner) = (MemoryStore::new(), MemoryStore::new());

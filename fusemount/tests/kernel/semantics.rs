@@ -292,7 +292,8 @@ fn extended_attributes_name_version_and_object() {
     assert_eq!(xattr(&file, "user.warpdrive.object").unwrap(), "main/d/file");
     // The store of this test is no cache, so it has nothing to say.
     assert_eq!(errno(xattr(&file, "user.warpdrive.residency")), Some(libc::ENODATA));
-    assert_eq!(errno(xattr(&file, "security.selinux")), Some(libc::ENODATA));
+    assert_eq!(errno(xattr(&file, "security.selinux")), Some(libc::EOPNOTSUPP));
+    assert_eq!(errno(xattr(&file, "user.other")), Some(libc::ENODATA));
     assert_eq!(errno(xattr(&m.path("d"), "user.warpdrive.etag")), Some(libc::ENODATA));
     let path = c_path(&file);
     let mut list = [0u8; 256];
