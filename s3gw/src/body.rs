@@ -24,7 +24,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use crate::auth::{ChunkSigner, Payload, PayloadHash, Streaming};
 use crate::failure::{Failure, Outcome};
 use crate::metrics::Metrics;
-use checksum::{Algorithm, Hasher};
+use checksum::{Algorithm, Covers, Hasher};
 use chunked::{ChunkDecoder, Event};
 
 /// What a body must be, known before its first byte.
@@ -70,8 +70,8 @@ impl SharedVerdict {
 impl Plan {
     /// Reads the head of a request. The errors of bodies that can be told from it are told here,
     /// before the client was asked to send.
-    pub(crate) fn new(headers: &HeaderMap, payload: Payload) -> Outcome<Self> {
-        let mut hashers = checksum::announced(headers)?;
+    pub(crate) fn new(headers: &HeaderMap, payload: Payload, covers: Covers) -> Outcome<Self> {
+        let mut hashers = checksum::announced(headers, covers)?;
         let (chunks, signed) = match payload.hash {
             PayloadHash::Chunks { signed, .. } => (true, signed),
             PayloadHash::Exact(digest) => {

@@ -15,6 +15,7 @@ use store::{Bucket, Namespace, ObjectKey, ReaderId};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::auth::{Authenticator, Payload, Signed};
+use crate::body::checksum::Covers;
 use crate::body::{Plan, SharedVerdict};
 use crate::config::GatewayConfig;
 use crate::failure::{Failure, Outcome};
@@ -299,11 +300,11 @@ impl Call {
     }
 
     /// What the request's body must be.
-    pub(crate) fn plan(&mut self) -> Outcome<(Plan, Incoming)> {
+    pub(crate) fn plan(&mut self, covers: Covers) -> Outcome<(Plan, Incoming)> {
         let (incoming, payload) = self.body.take().ok_or_else(|| {
             Failure::new(S3ErrorCode::InternalError, "the body was taken already")
         })?;
-        Ok((Plan::new(&self.headers, payload)?, incoming))
+        Ok((Plan::new(&self.headers, payload, covers)?, incoming))
     }
 
     /// The request's body as a verified stream, once there is memory for its window. A client that
@@ -318,8 +319,8 @@ impl Call {
     }
 
     /// The request's body as a document of at most `limit` bytes.
-    pub(crate) async fn document(&mut self, limit: u64) -> Outcome<bytes::Bytes> {
-        let (plan, incoming) = self.plan()?;
+    pub(crate) async fn document(&mut self, limit: u64, covers: Covers) -> Outcome<bytes::Bytes> {
+        let (plan, incoming) = self.plan(covers)?;
         let window = self.window().await?;
         let front = &self.front;
         plan.collect(incoming, front.body_timeout, front.metrics.clone(), window, limit).await

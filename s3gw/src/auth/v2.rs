@@ -120,12 +120,7 @@ fn payload(headers: &HeaderMap) -> Checked<Payload> {
     Ok(Payload { hash, signer: None })
 }
 
-fn verify(
-    request: &Signed<'_>,
-    secret: &SecretString,
-    date: &str,
-    signature: &str,
-) -> Checked<()> {
+fn verify(request: &Signed<'_>, secret: &SecretString, date: &str, signature: &str) -> Checked<()> {
     let matches = |slash: &str| {
         let text = string_to_sign(request, date, slash);
         let mut mac = Hmac::<Sha1>::new_from_slice(secret.expose_secret().as_bytes())

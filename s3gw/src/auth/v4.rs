@@ -226,7 +226,7 @@ pub(super) fn check_header(
     check_signed_headers(&authorization, request.headers, &[])?;
     let words = header_text(request.headers, "x-amz-content-sha256");
     let key = signing_keys.get(&authorization, secret);
-    verify(request, &authorization, &key, &date_text, &words, request.raw_query)?;
+    verify(request, &authorization, &key, &date_text, &words)?;
     let signer = matches!(hash, PayloadHash::Chunks { signed: true, .. }).then(|| ChunkSigner {
         key,
         date: date_text.into_owned(),
@@ -274,16 +274,13 @@ pub(super) fn check_presigned(
     if matches!(hash, PayloadHash::Chunks { signed: true, .. }) {
         return wrong("the body of a presigned request cannot be signed in chunks".into());
     }
-    let raw_query: Vec<&str> =
-        request.raw_query.split('&').filter(|p| !p.starts_with("X-Amz-Signature=")).collect();
     let key = signing_keys.get(&authorization, secret);
     let words = request.query.get("X-Amz-Content-Sha256").unwrap_or("UNSIGNED-PAYLOAD");
-    let query = raw_query.join("&");
-    let first = verify(request, &authorization, &key, date_text, words, &query);
+    let first = verify(request, &authorization, &key, date_text, words);
     if first.is_err() && request.headers.contains_key("x-amz-content-sha256") {
         // A signer may also have put the header's value into the canonical request.
         let words = header_text(request.headers, "x-amz-content-sha256");
-        verify(request, &authorization, &key, date_text, &words, &query)?;
+        verify(request, &authorization, &key, date_text, &words)?;
     } else {
         first?;
     }
@@ -370,10 +367,9 @@ fn verify(
     key: &[u8; 32],
     date_text: &str,
     payload: &str,
-    raw_query: &str,
 ) -> Checked<()> {
     let path = canonical_path(request.path);
-    let query = canonical_query(raw_query);
+    let query = canonical_query(request.raw_query);
     let matches = |path: &str| {
         let canonical = canonical_request(request, authorization, path, &query, payload);
         let signature = sign(key, date_text, &authorization.scope(), &canonical);
@@ -454,6 +450,8 @@ pub(super) fn canonical_query(raw: &str) -> String {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
             (encode(name), encode(value))
         })
+        // A signature cannot cover itself.
+        .filter(|(name, _)| name != "X-Amz-Signature")
         .collect();
     pairs.sort();
     let pairs: Vec<String> = pairs.into_iter().map(|(n, v)| format!("{n}={v}")).collect();

@@ -158,24 +158,35 @@ pub(crate) fn text(value: &[u8]) -> String {
     STANDARD.encode(value)
 }
 
+/// What `x-amz-checksum-` headers are about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Covers {
+    /// The body of the request.
+    Body,
+    /// The object that a completion makes; its body is a list of parts.
+    Object,
+}
+
 /// The checksums that a request's head announces: values in headers, and names in `x-amz-trailer`.
-pub(crate) fn announced(headers: &HeaderMap) -> Outcome<Vec<Hasher>> {
+pub(crate) fn announced(headers: &HeaderMap, covers: Covers) -> Outcome<Vec<Hasher>> {
     let mut hashers = Vec::new();
     for (name, value) in headers {
         let algorithm = match name.as_str() {
             "content-md5" => Algorithm::Md5,
-            name if name.starts_with("x-amz-checksum-") => match Algorithm::of_header(name) {
-                Some(algorithm) => algorithm,
-                // These two say how a checksum is to be read, and are none themselves.
-                None if matches!(
-                    name,
-                    "x-amz-checksum-algorithm" | "x-amz-checksum-type" | "x-amz-checksum-mode"
-                ) =>
-                {
-                    continue;
+            name if name.starts_with("x-amz-checksum-") && covers == Covers::Body => {
+                match Algorithm::of_header(name) {
+                    Some(algorithm) => algorithm,
+                    // These two say how a checksum is to be read, and are none themselves.
+                    None if matches!(
+                        name,
+                        "x-amz-checksum-algorithm" | "x-amz-checksum-type" | "x-amz-checksum-mode"
+                    ) =>
+                    {
+                        continue;
+                    }
+                    None => return Err(unknown(name)),
                 }
-                None => return Err(unknown(name)),
-            },
+            }
             _ => continue,
         };
         let text = value.to_str().unwrap_or_default();
@@ -234,7 +245,7 @@ mod tests {
             for (name, value) in pairs {
                 map.insert(*name, value.parse().unwrap());
             }
-            announced(&map)
+            announced(&map, Covers::Body)
         };
         let found = headers(&[
             ("x-amz-checksum-crc32", "y/Q5Jg=="),

@@ -9,6 +9,7 @@ use s3s::{S3ErrorCode, dto};
 use store::{Bucket, ETag, Error, ErrorKind};
 
 use super::parse;
+use crate::body::checksum::Covers;
 use crate::conditions::{self, Tags};
 use crate::failure::{Failure, Outcome};
 use crate::front::{Call, key};
@@ -47,7 +48,7 @@ fn absent_is_failed(error: Error) -> Failure {
 /// Deletes up to 1,000 objects.
 pub(super) async fn many(mut call: Call) -> Outcome<Reply> {
     let bucket = call.writable_bucket()?;
-    let document = call.document(MAX_DOCUMENT_BYTES).await?;
+    let document = call.document(MAX_DOCUMENT_BYTES, Covers::Body).await?;
     let batch: dto::Delete = parse(&document)?;
     if batch.objects.is_empty() || batch.objects.len() > MAX_KEYS {
         return Err(Failure::new(

@@ -14,6 +14,7 @@ use store::{ETag, PutOptions, UploadEntry, UploadId, UploadListRequest};
 use super::list::{Encoding, rolled_up};
 use super::write::add_checksums;
 use super::{attributes, owner, parse, tag};
+use crate::body::checksum::Covers;
 use crate::conditions;
 use crate::failure::{Failure, Outcome};
 use crate::front::Call;
@@ -66,7 +67,7 @@ pub(super) async fn part(mut call: Call) -> Outcome<Reply> {
     let bucket = call.writable_bucket()?;
     let key = call.key()?;
     let (upload, number) = (upload_id(&call)?, part_number(&call)?);
-    let plan = call.plan()?;
+    let plan = call.plan(Covers::Body)?;
     let (body, verdict) = call.body(plan).await?;
     let part = bucket
         .store
@@ -85,7 +86,7 @@ pub(super) async fn complete(mut call: Call) -> Outcome<Reply> {
     let key = call.key()?;
     let upload = upload_id(&call)?;
     let condition = conditions::of_write(&call.headers)?;
-    let document = call.document(MAX_DOCUMENT_BYTES).await?;
+    let document = call.document(MAX_DOCUMENT_BYTES, Covers::Object).await?;
     let parts = listed_parts(&document)?;
     let location = format!(
         "http://{}/{}/{}",

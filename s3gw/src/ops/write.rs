@@ -9,6 +9,7 @@ use store::{Bucket, Condition, ErrorKind, ObjectKey, PutOptions};
 
 use super::attributes;
 use crate::body::SharedVerdict;
+use crate::body::checksum::Covers;
 use crate::conditions;
 use crate::failure::Outcome;
 use crate::front::Call;
@@ -20,7 +21,7 @@ pub(super) async fn put(mut call: Call) -> Outcome<Reply> {
     let key = call.key()?;
     let condition = conditions::of_write(&call.headers)?;
     let attributes = attributes::read(&call.headers)?;
-    let plan = call.plan()?;
+    let plan = call.plan(Covers::Body)?;
     if call.headers.contains_key(EXPECT) {
         check_before_the_body(&bucket, &key, &condition).await?;
     }

@@ -1,0 +1,205 @@
+//! Signed requests, made by another implementation (the AWS SDK's signer), and their refusal.
+
+use std::time::{Duration, SystemTime};
+
+use aws_credential_types::Credentials;
+use aws_sigv4::http_request::{
+    SignableBody, SignableRequest, SignatureLocation, SigningSettings, sign,
+};
+use aws_sigv4::sign::v4;
+use s3gw::{Access, AccessKey};
+use secrecy::ExposeSecret;
+
+use crate::client::{Answer, Endpoint, config, metric, start};
+
+struct Signer {
+    key: AccessKey,
+    time: SystemTime,
+    presign: Option<Duration>,
+}
+
+impl Signer {
+    fn new(key: &AccessKey) -> Self {
+        Self { key: key.clone(), time: SystemTime::now(), presign: None }
+    }
+
+    /// The target and headers of a request after signing.
+    fn sign(
+        &self,
+        endpoint: &Endpoint,
+        method: &str,
+        target: &str,
+        headers: &[(&str, &str)],
+        body: SignableBody<'_>,
+    ) -> (String, Vec<(String, String)>) {
+        let identity =
+            Credentials::from_keys(&self.key.id, self.key.secret.expose_secret(), None).into();
+        let mut settings = SigningSettings::default();
+        // The rules of S3: a path is encoded once and never normalised.
+        settings.percent_encoding_mode = aws_sigv4::http_request::PercentEncodingMode::Single;
+        settings.uri_path_normalization_mode =
+            aws_sigv4::http_request::UriPathNormalizationMode::Disabled;
+        settings.payload_checksum_kind = aws_sigv4::http_request::PayloadChecksumKind::XAmzSha256;
+        if let Some(expires) = self.presign {
+            settings.signature_location = SignatureLocation::QueryParams;
+            settings.expires_in = Some(expires);
+        }
+        let params = v4::SigningParams::builder()
+            .identity(&identity)
+            .region("anywhere")
+            .name("s3")
+            .time(self.time)
+            .settings(settings)
+            .build()
+            .unwrap()
+            .into();
+        let uri = format!("http://{}{target}", endpoint.address);
+        let request = SignableRequest::new(method, &uri, headers.iter().copied(), body).unwrap();
+        let (instructions, _) = sign(request, &params).unwrap().into_parts();
+        let mut all: Vec<(String, String)> =
+            headers.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect();
+        all.extend(instructions.headers().map(|(n, v)| (n.to_owned(), v.to_owned())));
+        let query: Vec<String> = instructions
+            .params()
+            .iter()
+            .map(|(name, value)| {
+                let encode = |text: &str| {
+                    percent_encoding::utf8_percent_encode(text, percent_encoding::NON_ALPHANUMERIC)
+                        .to_string()
+                };
+                format!("{}={}", encode(name), encode(value))
+            })
+            .collect();
+        let joint = if target.contains('?') { '&' } else { '?' };
+        let target = if query.is_empty() {
+            target.to_owned()
+        } else {
+            format!("{target}{joint}{}", query.join("&"))
+        };
+        (target, all)
+    }
+
+    async fn send(
+        &self,
+        endpoint: &Endpoint,
+        method: &str,
+        target: &str,
+        headers: &[(&str, &str)],
+        body: &[u8],
+    ) -> Answer {
+        let signable = SignableBody::Bytes(body);
+        let (target, headers) = self.sign(endpoint, method, target, headers, signable);
+        let headers: Vec<(&str, &str)> =
+            headers.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect();
+        endpoint.send(method, &target, &headers, body).await
+    }
+}
+
+async fn signed() -> (Endpoint, AccessKey) {
+    let key = AccessKey::generate();
+    let keys = vec![AccessKey::generate(), key.clone()];
+    (start(config(Access::Signed(keys))).await, key)
+}
+
+#[tokio::test]
+async fn an_sdk_is_let_in() {
+    let (endpoint, key) = signed().await;
+    let signer = Signer::new(&key);
+    for target in
+        ["/b/plain", "/b/a%20b%2Bc", "/b/a//b/./c/", "/b/%C3%A9%01", "/b/p%3Fq?x-id=PutObject"]
+    {
+        let put =
+            signer.send(&endpoint, "PUT", target, &[("x-amz-meta-a", "1  2")], b"hello").await;
+        assert_eq!(put.status, 200, "{target} {}", put.text());
+        assert_eq!(signer.send(&endpoint, "GET", target, &[], b"").await.text(), "hello");
+    }
+    let list =
+        signer.send(&endpoint, "GET", "/b?list-type=2&prefix=a%20b&delimiter=", &[], b"").await;
+    assert_eq!(list.element("Key"), "a b+c");
+}
+
+#[tokio::test]
+async fn presigned_urls() {
+    let (endpoint, key) = signed().await;
+    endpoint.memory.insert("a b", "hello");
+    let signer = Signer { presign: Some(Duration::from_secs(60)), ..Signer::new(&key) };
+    let unsigned = || SignableBody::UnsignedPayload;
+    let (target, _) = signer.sign(&endpoint, "GET", "/b/a%20b", &[], unsigned());
+    assert_eq!(endpoint.get(&target).await.text(), "hello");
+    assert_eq!(endpoint.ask("PUT", &target, &[]).await.code(), "SignatureDoesNotMatch");
+    let moved = target.replace("a%20b", "other");
+    assert_eq!(endpoint.get(&moved).await.code(), "SignatureDoesNotMatch");
+    let (target, _) = signer.sign(&endpoint, "PUT", "/b/put", &[], unsigned());
+    assert_eq!(endpoint.put(&target, b"sent").await.status, 200);
+    let past = SystemTime::now() - Duration::from_secs(120);
+    let old = Signer { time: past, ..signer };
+    let (target, _) = old.sign(&endpoint, "GET", "/b/a%20b", &[], unsigned());
+    let expired = endpoint.get(&target).await;
+    assert_eq!(
+        (expired.code(), expired.element("Message")),
+        ("AccessDenied", "Request has expired")
+    );
+}
+
+#[tokio::test]
+async fn refusals() {
+    let (endpoint, key) = signed().await;
+    let ask = async |signer: &Signer| {
+        signer.send(&endpoint, "GET", "/b?list-type=2", &[], b"").await.code().to_owned()
+    };
+    assert_eq!(endpoint.get("/b").await.code(), "AccessDenied");
+    assert_eq!(ask(&Signer::new(&AccessKey::generate())).await, "InvalidAccessKeyId");
+    let forged = AccessKey { id: key.id.clone(), secret: "wrong".into() };
+    assert_eq!(ask(&Signer::new(&forged)).await, "SignatureDoesNotMatch");
+    for (skew, code) in [(14 * 60, ""), (16 * 60, "RequestTimeTooSkewed")] {
+        for time in [
+            SystemTime::now() - Duration::from_secs(skew),
+            SystemTime::now() + Duration::from_secs(skew),
+        ] {
+            assert_eq!(ask(&Signer { time, ..Signer::new(&key) }).await, code);
+        }
+    }
+    let count = |reason| {
+        metric(&endpoint.registry, "warpdrive_s3_auth_failures_total", &[("reason", reason)])
+    };
+    assert_eq!(count("unsigned"), 1.0);
+    assert_eq!(count("unknown_key"), 1.0);
+    assert_eq!(count("wrong_signature"), 1.0);
+    assert_eq!(count("clock_skew"), 2.0);
+}
+
+/// The signature covers the payload: another body under the same head changes nothing.
+#[tokio::test]
+async fn a_signed_payload_is_verified() {
+    let (endpoint, key) = signed().await;
+    let signer = Signer::new(&key);
+    let (target, headers) =
+        signer.sign(&endpoint, "PUT", "/b/k", &[], SignableBody::Bytes(b"hello"));
+    let headers: Vec<(&str, &str)> =
+        headers.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect();
+    let forged = endpoint.send("PUT", &target, &headers, b"jello").await;
+    assert_eq!((forged.status, forged.code()), (400, "XAmzContentSHA256Mismatch"));
+    assert_eq!(endpoint.send("PUT", &target, &headers, b"hello").await.status, 200);
+    let read = signer.send(&endpoint, "GET", "/b/k", &[], b"").await;
+    assert_eq!(read.text(), "hello");
+}
+
+/// Unsigned requests learn nothing of what is there, and nothing is read from their bodies.
+#[tokio::test]
+async fn nothing_is_told_before_the_signature() {
+    let (endpoint, _) = signed().await;
+    endpoint.memory.insert("k", "x");
+    for (method, target) in [
+        ("GET", "/b/k"),
+        ("GET", "/b/none"),
+        ("GET", "/nobucket"),
+        ("PUT", "/b/k"),
+        ("PUT", "/b?policy"),
+        ("GET", "/"),
+    ] {
+        assert_eq!(endpoint.ask(method, target, &[]).await.code(), "AccessDenied", "{target}");
+    }
+    let expect = endpoint.send("PUT", "/b/k", &[("expect", "100-continue")], b"").await;
+    assert_eq!(expect.status, 403);
+    assert_eq!(endpoint.faulty.calls().total(), 0);
+}
