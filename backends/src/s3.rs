@@ -4,6 +4,7 @@
 //! with the request it guards; an error inside a `200` is an error. It refuses to follow redirects
 //! (the region that an origin names is learnt instead) and to guess credentials.
 
+mod chunked;
 mod copy;
 mod error;
 mod sign;
@@ -14,12 +15,12 @@ mod xml;
 use std::fmt;
 use std::sync::Arc;
 
-use ::http::header::{HOST, IF_MATCH, IF_NONE_MATCH};
+use ::http::header::{HOST, IF_MATCH, IF_NONE_MATCH, SERVER};
 use ::http::{HeaderMap, HeaderName, HeaderValue, Method};
 use ::store::{Attributes, Condition, ETag, Error, ErrorKind, Result, Store};
 use ::url::Url;
 use bytes::Bytes;
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use reqwest::Response;
 
 use crate::http::{Call, CallBody, Http, headers, url};
@@ -52,8 +53,20 @@ pub(crate) struct S3Store {
     signer: sign::Signer,
     /// What requests are signed for; replaced when the origin names another.
     region: RwLock<Arc<str>>,
+    /// What the origin's program does to keys; known after its first answer.
+    folding: Mutex<Folding>,
     /// [`MAX_SINGLE_COPY_BYTES`] and [`COPY_PART_BYTES`]; smaller in tests.
     copy_limits: (u64, u64),
+}
+
+/// Whether the origin makes one key of two.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Folding {
+    Unknown,
+    /// Keys are kept as they are, or refused.
+    No,
+    /// versitygw writes `a//b` to `a/b`, and lists control characters as U+FFFD; it says nothing.
+    Versitygw,
 }
 
 /// Where the bucket is.
@@ -164,6 +177,7 @@ impl S3Store {
             place,
             signer: sign::Signer::new(&config.credential),
             region: RwLock::new(config.region.as_str().into()),
+            folding: Mutex::new(Folding::Unknown),
             copy_limits: (MAX_SINGLE_COPY_BYTES, COPY_PART_BYTES),
         })
     }
@@ -172,6 +186,9 @@ impl S3Store {
     /// Where the origin names another region, that one is learnt, and a request without a stream is
     /// sent once more.
     async fn ask(&self, ask: Ask<'_>) -> Result<Response> {
+        if let Some(key) = ask.key {
+            self.refuse_folded(key).await?;
+        }
         let again = match &ask.body {
             CallBody::Empty => Some(CallBody::Empty),
             CallBody::Bytes(bytes) => Some(CallBody::Bytes(bytes.clone())),
@@ -206,6 +223,32 @@ impl S3Store {
         send(body, named).await?.map_err(|failed| failed.error)
     }
 
+    /// Refuses a key that the origin would silently make another one. Asks the origin who it is
+    /// only for such a key, and only where no answer has said it.
+    async fn refuse_folded(&self, key: &str) -> Result<()> {
+        // XML has no other control characters, and carries these only encoded.
+        let unlistable = |c: char| c < ' ' && !matches!(c, '\t' | '\n' | '\r');
+        if !key.starts_with('/') && !key.contains("//") && !key.contains(unlistable) {
+            return Ok(());
+        }
+        if *self.folding.lock() == Folding::Unknown {
+            let query = [("list-type", "2".to_owned()), ("max-keys", "1".to_owned())];
+            let region = Arc::clone(&self.region.read());
+            let (method, headers) = (Method::GET, HeaderMap::new());
+            let asked =
+                self.send_once("list", &method, None, &query, headers, CallBody::Empty, region);
+            asked.await?.map_err(|failed| failed.error)?;
+        }
+        if *self.folding.lock() == Folding::Versitygw {
+            let context = format!(
+                "`{}` has an empty segment or a control character, which versitygw would drop",
+                key.escape_debug()
+            );
+            return Err(Error::new(ErrorKind::UnsupportedKey, context));
+        }
+        Ok(())
+    }
+
     /// The outer error is one of the exchange, the inner one is the origin's answer.
     #[allow(clippy::too_many_arguments)] // The fields of one `Ask`, whose body alone is moved.
     async fn send_once(
@@ -225,11 +268,14 @@ impl S3Store {
         let base = self.place.base(&region)?;
         let url = url::join(&base, &path, &query)?;
         headers.insert(HOST, host(&url)?);
-        self.signer.sign(method, &url, &mut headers, &body, &region)?;
+        let body = self.signer.sign(method, &url, &mut headers, body, &region)?;
         let call = Call { method: method.clone(), url, headers, body };
         let shown = key.map_or_else(|| what.to_owned(), |key| format!("{what} `{key}`"));
         let response =
             self.http.send(call).await.map_err(|error| error.in_context(shown.as_str()))?;
+        let server = response.headers().get(SERVER).map(HeaderValue::as_bytes);
+        let folds = server.is_some_and(|name| name.eq_ignore_ascii_case(b"versitygw"));
+        *self.folding.lock() = if folds { Folding::Versitygw } else { Folding::No };
         if response.status().is_success() {
             return Ok(Ok(response));
         }

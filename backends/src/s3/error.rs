@@ -81,7 +81,7 @@ fn kind_of_code(code: &str) -> Option<ErrorKind> {
         "PreconditionFailed" => ErrorKind::PreconditionFailed,
         "InvalidRange" | "RequestedRangeNotSatisfiable" => ErrorKind::InvalidRange,
         "KeyTooLongError" | "KeyTooLong" | "XMinioInvalidObjectName" | "XMinioInvalidResourceName"
-        | "InvalidObjectName" | "InvalidURI" => ErrorKind::UnsupportedKey,
+        | "InvalidObjectName" | "InvalidURI" | "DirectoryObjectContainsData" => ErrorKind::UnsupportedKey,
         "XMinioParentIsObject" | "ObjectParentIsFile" | "ExistingObjectIsDirectory"
         | "ObjectExistsAsDirectory" | "XMinioObjectExistsAsDirectory"
         | "ConditionalRequestConflict" | "OperationAborted" | "BucketNotEmpty" => {

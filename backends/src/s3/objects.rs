@@ -46,6 +46,15 @@ fn without_chunking(encoding: &str) -> Option<String> {
     (!kept.is_empty()).then(|| kept.join(","))
 }
 
+/// A PUT that finds nothing is one whose path the server could not match: moto, for a line feed.
+fn unroutable(key: &ObjectKey, error: Error) -> Error {
+    if error.kind() == ErrorKind::NotFound && key.as_str().contains(char::is_control) {
+        let context = "this origin has no place for a key with a control character";
+        return Error::new(ErrorKind::UnsupportedKey, context).with_source(error);
+    }
+    error
+}
+
 impl S3Store {
     /// An answer to a HEAD has no document. A 400 may be a bad key, an expired token or a skewed
     /// clock: a GET of one byte tells.
@@ -78,6 +87,62 @@ impl S3Store {
             Error::new(ErrorKind::Corrupted, context)
         })
     }
+
+    /// One page as the origin gives it.
+    async fn page(&self, request: &ListRequest) -> Result<ListPage> {
+        let listing = self.listing(request).await?;
+        let encoded = listing.encoding_type.as_deref() == Some("url");
+        let mut page = ListPage {
+            next: listing.next_continuation_token.filter(|_| listing.is_truncated),
+            ..ListPage::default()
+        };
+        for listed in listing.contents {
+            let key = xml::name(&listed.key, encoded).and_then(|name| ObjectKey::new(name).ok());
+            let Some(key) = key else {
+                page.skipped += 1;
+                continue;
+            };
+            let modified = listed.last_modified.as_deref().and_then(document_time);
+            let meta = ObjectMeta {
+                size: listed.size,
+                etag: tag("list", listed.etag.as_deref())?,
+                last_modified: modified.ok_or_else(|| missing("list", "LastModified"))?,
+                attributes: None,
+            };
+            page.entries.push(ListEntry { key, meta });
+        }
+        for prefix in listing.common_prefixes {
+            match xml::name(&prefix.prefix, encoded) {
+                Some(name) => page.common_prefixes.push(name),
+                None => page.skipped += 1,
+            }
+        }
+        if listing.is_truncated && page.next.is_none() {
+            return Err(missing("list", "NextContinuationToken"));
+        }
+        Ok(page)
+    }
+}
+
+/// Our tokens: the origin's own, and one for a listing that has so far given only the common
+/// prefix that `start_after` lies in.
+const ORIGINS_TOKEN: char = 't';
+const AFTER_TOKEN: char = 's';
+
+/// No key that a person would write has this after a common prefix.
+const LAST_CHARACTER: char = '\u{10ffff}';
+
+/// True where a common prefix comes after all objects of its page.
+fn ends_with(page: &ListPage, common: &str) -> bool {
+    page.entries.last().is_none_or(|entry| entry.key.as_str() < common)
+}
+
+/// The common prefix that a listing begins in the middle of.
+fn entered(request: &ListRequest) -> Option<String> {
+    let (delimiter, after) = (request.delimiter.as_deref()?, request.start_after.as_deref()?);
+    let rest = after.strip_prefix(request.prefix.as_str())?;
+    let at = rest.find(delimiter)?;
+    Some(after[..request.prefix.len() + at + delimiter.len()].to_owned())
 }
 
 #[async_trait]
@@ -139,37 +204,52 @@ impl Store for S3Store {
         Ok(GetResult { meta, range: wanted, body })
     }
 
+    /// Origins differ on a common prefix that `start_after` lies in: some leave it out, although
+    /// keys of it follow. Whether they do is asked for by itself.
     async fn list(&self, request: &ListRequest) -> Result<ListPage> {
-        let listing = self.listing(request).await?;
-        let encoded = listing.encoding_type.as_deref() == Some("url");
-        let mut page = ListPage {
-            next: listing.next_continuation_token.filter(|_| listing.is_truncated),
-            ..ListPage::default()
-        };
-        for listed in listing.contents {
-            let key = xml::name(&listed.key, encoded).and_then(|name| ObjectKey::new(name).ok());
-            let Some(key) = key else {
-                page.skipped += 1;
-                continue;
-            };
-            let modified = listed.last_modified.as_deref().and_then(document_time);
-            let meta = ObjectMeta {
-                size: listed.size,
-                etag: tag("list", listed.etag.as_deref())?,
-                last_modified: modified.ok_or_else(|| missing("list", "LastModified"))?,
-                attributes: None,
-            };
-            page.entries.push(ListEntry { key, meta });
+        let mut asked = request.clone();
+        let mut common = entered(request).filter(|_| request.token.is_none());
+        let mut given = None;
+        match request.token.as_ref().and_then(|token| token.split_at_checked(1)) {
+            Some(("t", token)) => asked.token = Some(token.to_owned()),
+            Some(("s", after)) => {
+                asked.token = None;
+                asked.start_after = Some(after.to_owned());
+                given = entered(&asked);
+            }
+            Some(_) => {
+                return Err(Error::new(ErrorKind::InvalidInput, "continuation token is not ours"));
+            }
+            None => {}
         }
-        for prefix in listing.common_prefixes {
-            match xml::name(&prefix.prefix, encoded) {
-                Some(name) => page.common_prefixes.push(name),
-                None => page.skipped += 1,
+        if let Some(prefix) = &common {
+            let prefix = prefix.clone();
+            let inside = ListRequest { prefix, delimiter: None, max_keys: 1, ..asked.clone() };
+            let page = self.page(&inside).await?;
+            if page.entries.is_empty() {
+                common = None;
+            } else if request.max_keys <= 1 {
+                let next = asked.start_after.map(|after| format!("{AFTER_TOKEN}{after}"));
+                let common_prefixes = common.into_iter().collect();
+                return Ok(ListPage { common_prefixes, next, ..ListPage::default() });
+            } else {
+                asked.max_keys = asked.max_keys.min(1000) - 1;
             }
         }
-        if listing.is_truncated && page.next.is_none() {
-            return Err(missing("list", "NextContinuationToken"));
+        let mut page = self.page(&asked).await?;
+        page.common_prefixes.retain(|name| Some(name) != common.as_ref().or(given.as_ref()));
+        // Everything else in the page is after `start_after`, and so after this.
+        if let Some(common) = common {
+            page.common_prefixes.insert(0, common);
         }
+        page.next = page.next.take().map(|token| match page.common_prefixes.last() {
+            // MinIO's own token leads to the same common prefix for ever, unless it is a slash
+            // that ends it.
+            Some(last) if asked.delimiter.as_deref() != Some("/") && ends_with(&page, last) => {
+                format!("{AFTER_TOKEN}{last}{LAST_CHARACTER}")
+            }
+            _ => format!("{ORIGINS_TOKEN}{token}"),
+        });
         Ok(page)
     }
 
@@ -178,7 +258,8 @@ impl Store for S3Store {
             .attributes(&options.attributes)?
             .condition(&options.condition)?
             .body(CallBody::Stream(body));
-        let response = self.ask(ask).await.map_err(absent_fails(&options.condition))?;
+        let put = self.ask(ask).await.map_err(absent_fails(&options.condition));
+        let response = put.map_err(|error| unroutable(key, error))?;
         let etag = headers::etag(response.headers()).ok_or_else(|| missing("put", "ETag"))?;
         Ok(Written { etag, last_modified: None })
     }

@@ -1,7 +1,8 @@
 //! Signatures, version 4.
 //!
 //! Invariant: every header that changes what the origin does is signed, over the path as it is
-//! sent. Streamed bodies are signed as `UNSIGNED-PAYLOAD`: their checksum would be known too late.
+//! sent. A streamed body's checksum would be known too late: over TLS, which protects it, it is
+//! signed as `UNSIGNED-PAYLOAD`, and without TLS chunk by chunk.
 
 use std::time::SystemTime;
 
@@ -16,8 +17,16 @@ use aws_sigv4::sign::v4;
 use secrecy::ExposeSecret;
 use url::Url;
 
+use super::chunked::{Seed, encode};
 use crate::S3Credential;
 use crate::http::CallBody;
+
+/// What the payload's checksum is replaced with when chunks are signed.
+const CHUNKED: &str = "STREAMING-AWS4-HMAC-SHA256-PAYLOAD";
+
+const DECODED_LENGTH: HeaderName = HeaderName::from_static("x-amz-decoded-content-length");
+
+const DATE: HeaderName = HeaderName::from_static("x-amz-date");
 
 /// Signs requests, or leaves them as they are for anonymous callers.
 pub(super) struct Signer {
@@ -38,16 +47,24 @@ impl Signer {
         Self { credentials }
     }
 
-    /// Adds the headers of a signature.
+    /// Adds the headers of a signature, and gives back the body as it is to be sent.
     pub(super) fn sign(
         &self,
         method: &Method,
         url: &Url,
         headers: &mut HeaderMap,
-        body: &CallBody,
+        body: CallBody,
         region: &str,
-    ) -> Result<()> {
-        let Some(credentials) = &self.credentials else { return Ok(()) };
+    ) -> Result<CallBody> {
+        let Some(credentials) = &self.credentials else { return Ok(body) };
+        let now = SystemTime::now();
+        let chunked = match &body {
+            CallBody::Stream(body) if url.scheme() == "http" => Some(body.size),
+            _ => None,
+        };
+        if let Some(size) = chunked {
+            headers.insert(DECODED_LENGTH, HeaderValue::from(size));
+        }
         let identity = credentials.clone().into();
         let mut settings = SigningSettings::default();
         settings.percent_encoding_mode = PercentEncodingMode::Single;
@@ -57,7 +74,7 @@ impl Signer {
             .identity(&identity)
             .region(region)
             .name("s3")
-            .time(SystemTime::now())
+            .time(now)
             .settings(settings)
             .build()
             .map_err(failed)?
@@ -66,21 +83,35 @@ impl Signer {
         for (name, value) in &*headers {
             signed.push((name.as_str(), std::str::from_utf8(value.as_bytes()).map_err(failed)?));
         }
-        let body = match body {
+        let payload = match &body {
             CallBody::Empty => SignableBody::Bytes(&[]),
             CallBody::Bytes(bytes) => SignableBody::Bytes(bytes),
+            CallBody::Stream(_) if chunked.is_some() => SignableBody::Precomputed(CHUNKED.into()),
             CallBody::Stream(_) => SignableBody::UnsignedPayload,
         };
-        let request = SignableRequest::new(method.as_str(), url.as_str(), signed.into_iter(), body)
-            .map_err(failed)?;
-        let (instructions, _) = sign(request, &params).map_err(failed)?.into_parts();
+        let request =
+            SignableRequest::new(method.as_str(), url.as_str(), signed.into_iter(), payload)
+                .map_err(failed)?;
+        let (instructions, signature) = sign(request, &params).map_err(failed)?.into_parts();
         let (added, _) = instructions.into_parts();
         for header in added {
             let mut value = HeaderValue::from_str(header.value()).map_err(failed)?;
             value.set_sensitive(header.sensitive());
             headers.insert(HeaderName::from_static(header.name()), value);
         }
-        Ok(())
+        let body = match body {
+            CallBody::Stream(body) if chunked.is_some() => body,
+            other => return Ok(other),
+        };
+        let date = headers.get(DATE).and_then(|date| date.to_str().ok()).unwrap_or_default();
+        let secret = credentials.secret_access_key();
+        let seed = Seed {
+            key: v4::generate_signing_key(secret, now, region, "s3").as_ref().to_vec(),
+            scope: format!("{}/{region}/s3/aws4_request", date.get(..8).unwrap_or_default()),
+            date: date.to_owned(),
+            signature,
+        };
+        Ok(CallBody::Stream(encode(body, seed)))
     }
 }
 

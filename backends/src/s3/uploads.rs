@@ -87,7 +87,9 @@ impl S3Store {
             ask = ask.query("part-number-marker", after.to_string());
         }
         let document = self.document("list parts", self.ask(ask).await?).await?;
+        // moto calls its root `ListPartsResponse`.
         let listed = xml::parse_root::<xml::Parts>(&document, "ListPartsResult")
+            .or_else(|| xml::parse_root(&document, "ListPartsResponse"))
             .ok_or_else(|| missing("list parts", "ListPartsResult"))?;
         let parts = listed.parts.into_iter().map(|part| {
             Ok(PartEntry {
@@ -98,9 +100,9 @@ impl S3Store {
             })
         });
         let parts = parts.collect::<Result<Vec<_>>>()?;
-        let last = parts.last().map(|part| part.number);
-        let next = listed.next_part_number_marker.filter(|n| *n > 0).or(last);
-        Ok(PartList { parts, next: next.filter(|_| listed.is_truncated) })
+        // The marker of the answer says the same, where an origin writes one.
+        let next = parts.last().map(|part| part.number).filter(|_| listed.is_truncated);
+        Ok(PartList { parts, next })
     }
 
     pub(super) async fn uploads(&self, request: &UploadListRequest) -> Result<UploadList> {

@@ -61,7 +61,6 @@ pub(super) struct Made {
 #[serde(rename_all = "PascalCase", default)]
 pub(super) struct Parts {
     pub(super) is_truncated: bool,
-    pub(super) next_part_number_marker: Option<u16>,
     #[serde(rename = "Part")]
     pub(super) parts: Vec<Part>,
 }
