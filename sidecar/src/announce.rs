@@ -72,8 +72,7 @@ impl fmt::Display for Announcement {
                 writeln!(f, "    files   {}", path.trim_end_matches('/'))?;
             }
             if self.s3.is_some() {
-                let buckets: Vec<_> =
-                    backend.buckets.iter().map(|b| format!("s3://{b}")).collect();
+                let buckets: Vec<_> = backend.buckets.iter().map(|b| format!("s3://{b}")).collect();
                 writeln!(f, "    S3      {}", buckets.join(" "))?;
             }
         }
@@ -85,7 +84,8 @@ impl fmt::Display for Announcement {
         }
         if let Some(s3) = &self.s3 {
             let open = s3.listen.ip().is_unspecified();
-            let more = if open { format!(" (on every address: {})", s3.listen) } else { String::new() };
+            let more =
+                if open { format!(" (on every address: {})", s3.listen) } else { String::new() };
             writeln!(f, "  S3        {}{more}", s3.url)?;
         }
         if let Some(admin) = &self.admin {

@@ -102,9 +102,7 @@ fn bucket_names(settings: &Settings) -> BTreeMap<BucketName, usize> {
             let named = s3.buckets.iter();
             named.filter_map(|(alias, name)| Some((alias.clone(), position(name)?))).collect()
         }
-        None => {
-            settings.backends.iter().enumerate().map(|(i, b)| (b.name.clone(), i)).collect()
-        }
+        None => settings.backends.iter().enumerate().map(|(i, b)| (b.name.clone(), i)).collect(),
     }
 }
 

@@ -218,11 +218,11 @@ pub fn main() -> ExitCode {
         Command::Check(args) => check::check(&args),
         Command::Warm(args) => warm::warm(&args),
         Command::Stats(args) => stats::stats(&args),
-        Command::Demo(args) => {
-            crate::demo::demo(args.dir.as_deref(), args.seconds, args.no_mount)
-        }
+        Command::Demo(args) => crate::demo::demo(args.dir.as_deref(), args.seconds, args.no_mount),
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "warpdrive", &mut std::io::stdout());
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "warpdrive", &mut script);
+            put(&String::from_utf8_lossy(&script));
             Ok(())
         }
     };
@@ -263,6 +263,13 @@ fn run(args: RunArgs) -> Result<(), Stop> {
     }
     crate::trace::start(&settings.log);
     crate::run::run(settings, &crate::run::Options { force: args.force, ..Default::default() })
+}
+
+/// Prints to standard output. A reader that went away (`| head`) is no error.
+pub(crate) fn put(text: &str) {
+    use std::io::Write;
+    let mut out = std::io::stdout().lock();
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
 }
 
 /// The settings of a file, with the variables of this process.

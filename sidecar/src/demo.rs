@@ -15,7 +15,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use crate::announce::{self, Announcement};
-use crate::cli::Stop;
+use crate::cli::{Stop, put};
 use crate::config::{self, Environment, LogFormat, LogSettings};
 use crate::run::{self, Options};
 
@@ -53,7 +53,8 @@ pub(crate) fn demo(dir: Option<&Path>, seconds: Option<u64>, no_mount: bool) -> 
     let file = home.join("warpdrive.yaml");
     std::fs::write(&file, yaml(&home, &mount, no_mount)).map_err(failed("configuration"))?;
     let settings = config::load(&file, &Environment::of_process())?;
-    println!("demo data: {} files, {} in {}", data.files, config::about(data.bytes), origin.display());
+    let size = config::about(data.bytes);
+    put(&format!("demo data: {} files, {size} in {}\n", data.files, origin.display()));
     let epilogue = move |started: &Announcement| lines(started, &file);
     let options = Options {
         force: true,
@@ -91,7 +92,8 @@ fn lines(started: &Announcement, file: &PathBuf) -> String {
         out.push_str(&format!("  ls -lR {demo} && sha256sum {demo}/shards/*\n"));
     }
     if let Some(s3) = &started.s3 {
-        let exports: Vec<String> = s3.exports().into_iter().filter(|l| !l.starts_with('#')).collect();
+        let exports: Vec<String> =
+            s3.exports().into_iter().filter(|l| !l.starts_with('#')).collect();
         let exports = exports.join("; ");
         out.push_str(&format!("  ({exports}; aws s3 ls --recursive s3://demo/)\n"));
     }

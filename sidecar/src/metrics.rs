@@ -7,7 +7,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
-use prometheus::{Encoder, Gauge, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
+use prometheus::{
+    Encoder, Gauge, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+};
 
 /// Series that the sidecar itself counts.
 #[derive(Debug, Clone)]
@@ -124,7 +126,8 @@ mod tests {
         Metrics::register(&registry).unwrap();
         let text = text(&registry);
         let value = |name: &str| -> f64 {
-            let line = text.lines().find(|l| l.starts_with(name)).unwrap_or_else(|| panic!("{name}"));
+            let line =
+                text.lines().find(|l| l.starts_with(name)).unwrap_or_else(|| panic!("{name}"));
             line.rsplit(' ').next().unwrap().parse().unwrap()
         };
         assert!(value("process_resident_memory_bytes ") > 1e6);

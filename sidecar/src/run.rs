@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use fusemount::{Mount, MountConfig, MountError};
 use s3gw::{Gateway, GatewayConfig};
 use sd_notify::NotifyState;
+use store::ListRequest;
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
@@ -23,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use crate::admin::{self, Admin, Readiness};
 use crate::announce::{self, Announcement};
 use crate::assembly::Assembly;
-use crate::cli::Stop;
+use crate::cli::{Stop, put};
 use crate::config::{AdminAddress, MountSettings, S3Settings, Settings};
 use crate::signals::Signals;
 use crate::warm::Jobs;
@@ -112,7 +113,9 @@ async fn serve(
     };
 
     let admin_listener = match &settings.admin {
-        Some(address) => Some(admin::Listener::bind(address).await.map_err(|e| taken(address, &e))?),
+        Some(address) => {
+            Some(admin::Listener::bind(address).await.map_err(|e| taken(address, &e))?)
+        }
         None => None,
     };
     let admin_address = admin_listener.as_ref().map(admin::Listener::address).transpose();
@@ -123,8 +126,7 @@ async fn serve(
     };
     let metrics_address = match settings.metrics {
         Some(address) => {
-            let listener =
-                TcpListener::bind(address).await.map_err(|e| taken(&address, &e))?;
+            let listener = TcpListener::bind(address).await.map_err(|e| taken(&address, &e))?;
             let bound = listener.local_addr().unwrap_or(address);
             let registry = assembly.registry.clone();
             let stop = fronts.others_stop.clone();
@@ -209,12 +211,18 @@ async fn serve(
 
     readiness.set(true);
     notify(&[NotifyState::Ready]);
-    print!("{announcement}");
+    put(&announcement.to_string());
     if let Some(epilogue) = &options.epilogue {
-        print!("{}", epilogue(&announcement));
+        put(&epilogue(&announcement));
     }
-    // Whoever reads a pipe wants the lines now.
-    let _ = std::io::Write::flush(&mut std::io::stdout());
+    let look = look_at_origins(Arc::clone(assembly));
+    let stop = fronts.others_stop.clone();
+    fronts.others.push(tokio::spawn(async move {
+        tokio::select! {
+            () = look => {}
+            () = stop.cancelled() => {}
+        }
+    }));
 
     wait(&fronts, signals, &mount_lost).await;
 
@@ -226,6 +234,24 @@ async fn serve(
         let _ = std::fs::remove_file(path);
     }
     outcome
+}
+
+/// Asks each origin for one key, so that one that is down is said at the start and not only when
+/// somebody reads. Nothing waits for it.
+async fn look_at_origins(assembly: Arc<Assembly>) {
+    let request = ListRequest { max_keys: 1, ..ListRequest::default() };
+    let looks = assembly.origins.iter().map(|origin| async {
+        if let Err(error) = origin.opened.store.list(&request).await {
+            let backend = origin.settings.name.as_str();
+            tracing::warn!(
+                backend,
+                %error,
+                "this origin cannot be listed now; what is cached is served, and the origin itself \
+                 as soon as it answers"
+            );
+        }
+    });
+    futures::future::join_all(looks).await;
 }
 
 /// Returns when it is time to stop. An unmounting by somebody else is said, and S3 goes on.
@@ -262,8 +288,10 @@ async fn drain(fronts: Fronts, limit: Duration) -> Result<(), Stop> {
     };
     let (unmounted, ()) = tokio::join!(unmount, gateway);
     fronts.others_stop.cancel();
-    for task in fronts.others {
-        let _ = tokio::time::timeout(Duration::from_secs(1), task).await;
+    for mut task in fronts.others {
+        if tokio::time::timeout(Duration::from_secs(1), &mut task).await.is_err() {
+            task.abort();
+        }
     }
     tracing::info!(seconds = begun.elapsed().as_secs_f64(), "drained");
     unmounted.map_err(|error| Stop::Failed(error.to_string()))

@@ -295,7 +295,8 @@ pub(crate) async fn warm(plan: Plan, progress: Arc<Progress>, stop: Cancellation
     let permits = Arc::new(Semaphore::new(plan.parallel));
     let mut tasks = JoinSet::new();
     shared.progress.listing.store(1, Relaxed);
-    let mut step = Step { plan: &plan, shared: &shared, permits: &permits, stop: &stop, tasks: &mut tasks };
+    let mut step =
+        Step { plan: &plan, shared: &shared, permits: &permits, stop: &stop, tasks: &mut tasks };
     match &plan.objects {
         Some(objects) => step.named(objects).await,
         None => step.listed().await,
@@ -515,7 +516,11 @@ mod tests {
         let named = WarmRequest { buckets: vec!["tarin".to_owned()], ..WarmRequest::default() };
         let error = Plan::new(named, &all, none).err().unwrap();
         assert_eq!(error.to_string(), "no bucket `tarin`; there are: train");
-        let nothing = WarmRequest { objects: Some(vec![]), rate_bytes_per_second: Some(0), ..WarmRequest::default() };
+        let nothing = WarmRequest {
+            objects: Some(vec![]),
+            rate_bytes_per_second: Some(0),
+            ..WarmRequest::default()
+        };
         assert!(Plan::new(nothing, &all, none).is_err());
     }
 }

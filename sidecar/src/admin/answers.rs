@@ -154,7 +154,8 @@ async fn start_warm(admin: &Admin, request: Request<Incoming>) -> Answer {
     };
     let assembly = &admin.assembly;
     let all: Vec<String> = assembly.origins.iter().map(|o| o.settings.name.to_string()).collect();
-    let find = |name: &str| assembly.origin(name).map(|origin| std::sync::Arc::clone(&origin.store));
+    let find =
+        |name: &str| assembly.origin(name).map(|origin| std::sync::Arc::clone(&origin.store));
     let plan = match Plan::new(wanted, &all, find) {
         Ok(plan) => plan,
         Err(error) => return bad(&error.to_string()),
@@ -188,7 +189,10 @@ fn credentials(admin: &Admin, request: &Request<Incoming>) -> Answer {
     };
     let sent = request.headers().get(AUTHORIZATION).map_or(&b""[..], |value| value.as_bytes());
     if !same(sent, credentials.token.expose_secret().as_bytes()) {
-        return text(StatusCode::FORBIDDEN, "the authorization token is not the one of this start\n");
+        return text(
+            StatusCode::FORBIDDEN,
+            "the authorization token is not the one of this start\n",
+        );
     }
     let body = Bytes::from(credentials.key.container_credentials_json());
     with_type(StatusCode::OK, "application/json", body)

@@ -10,7 +10,7 @@ use fusemount::MountPointState;
 use prometheus::Registry;
 use serde_json::{Value, json};
 
-use super::{CheckArgs, Stop, load, small_runtime};
+use super::{CheckArgs, Stop, load, put, small_runtime};
 use crate::config::{BackendSettings, Settings};
 
 /// What was found of one backend.
@@ -32,11 +32,12 @@ pub(super) fn check(args: &CheckArgs) -> Result<(), Stop> {
     let runtime = small_runtime()?;
     let rows = runtime.block_on(probe(&settings, args.write))?;
     let surroundings = surroundings(&settings);
-    let good = rows.iter().all(Row::is_ok) && surroundings.iter().all(|(_, problem)| problem.is_none());
+    let good =
+        rows.iter().all(Row::is_ok) && surroundings.iter().all(|(_, problem)| problem.is_none());
     if args.json {
-        println!("{}", document(&settings, &rows, &surroundings, good));
+        put(&format!("{}\n", document(&settings, &rows, &surroundings, good)));
     } else {
-        print!("{}", table(&settings, &rows, &surroundings, &args.config.display().to_string()));
+        put(&table(&settings, &rows, &surroundings, &args.config.display().to_string()));
     }
     if good { Ok(()) } else { Err(Stop::Silent) }
 }
@@ -114,17 +115,26 @@ fn table(
     surroundings: &[(String, Option<String>)],
     file: &str,
 ) -> String {
-    const HEAD: [&str; 9] =
-        ["backend", "type", "credential", "accepted", "reachable", "latency", "list", "read", "write"];
+    const HEAD: [&str; 9] = [
+        "backend",
+        "type",
+        "credential",
+        "accepted",
+        "reachable",
+        "latency",
+        "list",
+        "read",
+        "write",
+    ];
     let mut lines: Vec<Vec<String>> = vec![HEAD.iter().map(|s| (*s).to_owned()).collect()];
     let mut details = String::new();
     for row in rows {
         let mut cells = vec![row.name.clone(), row.kind.to_owned(), row.credential.clone()];
         match &row.found {
             Ok(report) => {
-                let latency = report.latency.map_or("-".to_owned(), |l| {
-                    format!("{:.1} ms", l.as_secs_f64() * 1000.0)
-                });
+                let latency = report
+                    .latency
+                    .map_or("-".to_owned(), |l| format!("{:.1} ms", l.as_secs_f64() * 1000.0));
                 cells.extend([
                     word(&report.credential),
                     word(&report.reach),

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use super::client::{self, Client};
-use super::{StatsArgs, Stop, small_runtime};
+use super::{StatsArgs, Stop, put, small_runtime};
 use crate::config::about;
 
 /// Often enough to see a burst, seldom enough to read.
@@ -44,10 +44,9 @@ async fn show(client: &Client, args: &StatsArgs) -> Result<(), Stop> {
         };
         if clear {
             // Cursor home, and everything after it erased.
-            print!("\x1b[H\x1b[2J");
+            put("\x1b[H\x1b[2J");
         }
-        print!("{text}");
-        let _ = std::io::Write::flush(&mut std::io::stdout());
+        put(&text);
         if !args.watch {
             return Ok(());
         }
@@ -99,7 +98,11 @@ fn page(status: &Value, since: Option<(Duration, &Value)>) -> String {
         }
     }
     if status.pointer("/cache/disk_state/up") == Some(&Value::Bool(false)) {
-        let _ = writeln!(out, "  disk tier is not in use: {}", text(status, "/cache/disk_state/reason"));
+        let _ = writeln!(
+            out,
+            "  disk tier is not in use: {}",
+            text(status, "/cache/disk_state/reason")
+        );
     }
     let _ = writeln!(
         out,
@@ -120,9 +123,8 @@ fn page(status: &Value, since: Option<(Duration, &Value)>) -> String {
     );
     if let Some((took, old)) = since {
         let seconds = took.as_secs_f64().max(0.001);
-        let rate = |path: &str| {
-            number(status, path).saturating_sub(number(old, path)) as f64 / seconds
-        };
+        let rate =
+            |path: &str| number(status, path).saturating_sub(number(old, path)) as f64 / seconds;
         let _ = writeln!(
             out,
             "  now: {:.0} hits/s  {:.0} misses/s  {}/s from origins",
@@ -182,7 +184,15 @@ mod tests {
         };
         let (old, new) = (status(30), status(90));
         let page = page(&new, Some((Duration::from_secs(2), &old)));
-        for part in ["up 1h1m", "hit rate 90.0 %", "30 hits/s", "disk full", "train", "note: n1", "1.0 KiB of 2.0 KiB"] {
+        for part in [
+            "up 1h1m",
+            "hit rate 90.0 %",
+            "30 hits/s",
+            "disk full",
+            "train",
+            "note: n1",
+            "1.0 KiB of 2.0 KiB",
+        ] {
             assert!(page.contains(part), "{part}\n{page}");
         }
     }

@@ -15,7 +15,7 @@ use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
 use super::client::{self, Client, NoAnswer};
-use super::{Stop, WarmArgs, small_runtime};
+use super::{Stop, WarmArgs, put, small_runtime};
 use crate::assembly::{Assembly, AssemblyError};
 use crate::config::{Settings, about};
 use crate::warm::{JobState, JobStatus, Plan, Progress, Report, WarmRequest, warm as fetch};
@@ -44,9 +44,10 @@ pub(super) fn warm(args: &WarmArgs) -> Result<(), Stop> {
     });
     let (report, interrupted) = report?;
     if args.json {
-        println!("{}", serde_json::to_string(&report).expect("a report is plain data"));
+        let text = serde_json::to_string(&report).expect("a report is plain data");
+        put(&format!("{text}\n"));
     } else {
-        print!("{}", summary(&report));
+        put(&summary(&report));
     }
     match (interrupted, report.is_complete()) {
         (true, _) => Err(Stop::Interrupted),
@@ -185,9 +186,8 @@ fn request(args: &WarmArgs) -> Result<WarmRequest, Stop> {
 /// The objects that a file names, one a line; empty lines and those that begin with `#` are not.
 fn list(path: &Path, buckets: &[String]) -> Result<Vec<(String, String)>, Stop> {
     use std::io::Read;
-    let unreadable = |error: std::io::Error| {
-        Stop::Unusable(format!("--list {}: {error}", path.display()))
-    };
+    let unreadable =
+        |error: std::io::Error| Stop::Unusable(format!("--list {}: {error}", path.display()));
     let bucket = match buckets {
         [] => None,
         [one] => Some(one.as_str()),

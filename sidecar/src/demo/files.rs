@@ -71,7 +71,8 @@ fn picture(number: u64, side: u32) -> Vec<u8> {
         let on = match number % 4 {
             0 => (x / step) % 2 == 0,
             1 => {
-                let (dx, dy) = (i64::from(x) - i64::from(side / 2), i64::from(y) - i64::from(side / 2));
+                let (dx, dy) =
+                    (i64::from(x) - i64::from(side / 2), i64::from(y) - i64::from(side / 2));
                 (dx * dx + dy * dy).unsigned_abs().isqrt() / u64::from(step) % 2 == 0
             }
             2 => (x / step + y / step) % 2 == 0,

@@ -253,10 +253,8 @@ mod tests {
 
     #[test]
     fn a_file_has_its_frame() {
-        let table = Table {
-            columns: vec![("id", Column::Int64((0..10).collect()))],
-            rows_per_group: 4,
-        };
+        let table =
+            Table { columns: vec![("id", Column::Int64((0..10).collect()))], rows_per_group: 4 };
         let file = table.encode();
         assert!(file.starts_with(MAGIC) && file.ends_with(MAGIC));
         let at = file.len() - 8;

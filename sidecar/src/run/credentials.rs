@@ -35,7 +35,10 @@ pub(super) fn prepare(s3: &S3Settings, admin: Option<&AdminAddress>) -> Result<P
             });
         }
         AccessSettings::Static(pairs) => {
-            let key = |p: &crate::config::KeyPair| AccessKey { id: p.id.clone(), secret: p.secret.clone() };
+            let key = |p: &crate::config::KeyPair| AccessKey {
+                id: p.id.clone(),
+                secret: p.secret.clone(),
+            };
             (pairs.iter().map(key).collect::<Vec<_>>(), false)
         }
         AccessSettings::Generated => (vec![AccessKey::generate()], true),
@@ -50,9 +53,9 @@ pub(super) fn prepare(s3: &S3Settings, admin: Option<&AdminAddress>) -> Result<P
         (None, false) => None,
     };
     if let Some(path) = &path {
-        first.write_shared_credentials_file(path, &s3.profile).map_err(|e| {
-            Stop::Failed(format!("s3.credentials_file {}: {e}", path.display()))
-        })?;
+        first
+            .write_shared_credentials_file(path, &s3.profile)
+            .map_err(|e| Stop::Failed(format!("s3.credentials_file {}: {e}", path.display())))?;
     }
     // Clients take this address only over plain HTTP on loopback.
     let over_tcp = match admin {

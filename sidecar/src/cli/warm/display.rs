@@ -53,7 +53,10 @@ impl Display {
                 bar.set_length(now.listed_bytes);
                 bar.set_position(now.done_bytes);
                 let more = if now.listing { "+" } else { "" };
-                bar.set_message(format!("{}/{}{more} objects", now.done_objects, now.listed_objects));
+                bar.set_message(format!(
+                    "{}/{}{more} objects",
+                    now.done_objects, now.listed_objects
+                ));
             }
             Self::Lines { begun, last } => {
                 if last.get().elapsed() >= LINE_EVERY {

@@ -1,0 +1,20 @@
+//! The built `warpdrive`, driven as a user drives it.
+//!
+//! Invariant: every process that is started here is ended here, every mount is gone afterwards, and
+//! everything listens on free loopback ports. Without `/dev/fuse` what needs a mount is skipped with
+//! a printed reason.
+
+#![allow(missing_docs)] // tests say what they do in their names
+
+#[path = "binary/admin.rs"]
+mod admin;
+#[path = "binary/check.rs"]
+mod check;
+#[path = "binary/demo.rs"]
+mod demo;
+#[path = "binary/run.rs"]
+mod run;
+#[path = "binary/support.rs"]
+mod support;
+#[path = "binary/warm.rs"]
+mod warm;
