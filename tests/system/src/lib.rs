@@ -237,6 +237,14 @@ impl Sidecar<'_> {
     /// When it has not ended after 20 seconds.
     pub fn stop(self) -> Option<i32> {
         self.process.signal(Signal::TERM);
+        self.ended()
+    }
+
+    /// Waits for the end of a process that was told to end; its exit code.
+    ///
+    /// # Panics
+    /// When it has not ended after 20 seconds.
+    pub fn ended(self) -> Option<i32> {
         let status = self.process.wait(END_WITHIN);
         let status = status.unwrap_or_else(|| panic!("still running\n{}", self.process.log_tail()));
         status.code()

@@ -25,6 +25,9 @@ async fn outage(down: impl Fn(&Throttle), up: impl Fn(&Throttle)) {
     });
     let sidecar = home.start().await;
     assert!(sidecar.get("origin/dir/warm", None).await.unwrap().1 == warm);
+    if let Some(path) = sidecar.mounted("origin/dir/warm") {
+        assert!(std::fs::read(path).unwrap() == warm);
+    }
     tokio::time::sleep(Duration::from_millis(1500)).await;
 
     down(&link);

@@ -53,7 +53,7 @@ async fn a_request_in_flight_is_finished_before_the_end() {
         read.extend_from_slice(&chunk);
     }
     assert!(read == body, "the answer was cut");
-    assert_eq!(sidecar.stop(), Some(0));
+    assert_eq!(sidecar.ended(), Some(0));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
