@@ -10,6 +10,7 @@ mod errors;
 mod listing;
 mod metadata;
 mod request;
+mod upload_ids;
 mod uploads;
 
 use std::fmt;
@@ -44,7 +45,7 @@ pub(crate) async fn open(config: &AzureConfig, policy: &Policy) -> Result<Arc<dy
 /// A container.
 pub(crate) struct AzureStore {
     client: Client,
-    uploads: uploads::Known,
+    uploads: upload_ids::Known,
     /// [`ONE_PUT_BYTES`]; smaller in tests.
     one_put_bytes: u64,
 }
@@ -58,7 +59,7 @@ impl fmt::Debug for AzureStore {
 impl AzureStore {
     fn new(config: &AzureConfig, policy: &Policy) -> Result<Self> {
         let client = Client::new(config, policy)?;
-        Ok(Self { client, uploads: uploads::Known::default(), one_put_bytes: ONE_PUT_BYTES })
+        Ok(Self { client, uploads: upload_ids::Known::default(), one_put_bytes: ONE_PUT_BYTES })
     }
 }
 
