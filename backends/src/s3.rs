@@ -7,8 +7,8 @@
 mod chunked;
 mod copy;
 mod error;
-mod sign;
 mod objects;
+mod sign;
 mod uploads;
 mod xml;
 
@@ -86,7 +86,8 @@ impl Place {
             return Err(invalid(format!("`{bucket}` is no name of an S3 bucket")));
         }
         let endpoint = config.endpoint.as_deref().map(crate::open::endpoint).transpose()?;
-        if endpoint.is_none() && !config.region.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+        if endpoint.is_none()
+            && !config.region.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
         {
             return Err(invalid(format!("`{}` is no name of a region", config.region)));
         }
@@ -271,8 +272,12 @@ impl S3Store {
         let body = self.signer.sign(method, &url, &mut headers, body, &region)?;
         let call = Call { method: method.clone(), url, headers, body };
         let shown = key.map_or_else(|| what.to_owned(), |key| format!("{what} `{key}`"));
-        let response =
-            self.http.send(call).await.map_err(|error| error.in_context(shown.as_str()))?;
+        let response = self.http.send(call).await.map_err(|error| {
+            // An error of the body that was to be sent stays as it is.
+            let exchange =
+                std::error::Error::source(&error).is_some_and(|e| e.is::<reqwest::Error>());
+            if exchange { error.in_context(shown.as_str()) } else { error }
+        })?;
         let server = response.headers().get(SERVER).map(HeaderValue::as_bytes);
         let folds = server.is_some_and(|name| name.eq_ignore_ascii_case(b"versitygw"));
         *self.folding.lock() = if folds { Folding::Versitygw } else { Folding::No };

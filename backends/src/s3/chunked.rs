@@ -45,7 +45,9 @@ struct Encoder {
 
 /// The length of `size` bytes in chunks.
 fn encoded_bytes(size: u64) -> u64 {
-    let frame = |length: u64| u64::from(u64::BITS - length.leading_zeros()).div_ceil(4).max(1) + FRAME_BYTES;
+    let frame = |length: u64| {
+        u64::from(u64::BITS - length.leading_zeros()).div_ceil(4).max(1) + FRAME_BYTES
+    };
     let (whole, rest) = (size / CHUNK_BYTES, size % CHUNK_BYTES);
     let last = if rest > 0 { frame(rest) + rest } else { 0 };
     whole * (frame(CHUNK_BYTES) + CHUNK_BYTES) + last + frame(0)

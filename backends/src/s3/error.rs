@@ -80,16 +80,25 @@ fn kind_of_code(code: &str) -> Option<ErrorKind> {
         "NoSuchUpload" => ErrorKind::NoSuchUpload,
         "PreconditionFailed" => ErrorKind::PreconditionFailed,
         "InvalidRange" | "RequestedRangeNotSatisfiable" => ErrorKind::InvalidRange,
-        "KeyTooLongError" | "KeyTooLong" | "XMinioInvalidObjectName" | "XMinioInvalidResourceName"
-        | "InvalidObjectName" | "InvalidURI" | "DirectoryObjectContainsData" => ErrorKind::UnsupportedKey,
-        "XMinioParentIsObject" | "ObjectParentIsFile" | "ExistingObjectIsDirectory"
-        | "ObjectExistsAsDirectory" | "XMinioObjectExistsAsDirectory"
-        | "ConditionalRequestConflict" | "OperationAborted" | "BucketNotEmpty" => {
-            ErrorKind::Conflict
-        }
-        "BadDigest" | "InvalidDigest" | "XAmzContentSHA256Mismatch" | "XAmzContentChecksumMismatch" => {
-            ErrorKind::BadDigest
-        }
+        "KeyTooLongError"
+        | "KeyTooLong"
+        | "XMinioInvalidObjectName"
+        | "XMinioInvalidResourceName"
+        | "InvalidObjectName"
+        | "InvalidURI"
+        | "DirectoryObjectContainsData" => ErrorKind::UnsupportedKey,
+        "XMinioParentIsObject"
+        | "ObjectParentIsFile"
+        | "ExistingObjectIsDirectory"
+        | "ObjectExistsAsDirectory"
+        | "XMinioObjectExistsAsDirectory"
+        | "ConditionalRequestConflict"
+        | "OperationAborted"
+        | "BucketNotEmpty" => ErrorKind::Conflict,
+        "BadDigest"
+        | "InvalidDigest"
+        | "XAmzContentSHA256Mismatch"
+        | "XAmzContentChecksumMismatch" => ErrorKind::BadDigest,
         "IncompleteBody" | "MissingContentLength" => ErrorKind::IncompleteBody,
         "EntityTooLarge" | "MaxMessageLengthExceeded" => ErrorKind::TooLarge,
         "EntityTooSmall" => ErrorKind::PartTooSmall,
@@ -97,12 +106,27 @@ fn kind_of_code(code: &str) -> Option<ErrorKind> {
         "AccessDenied" | "AllAccessDisabled" | "AccountProblem" | "InvalidPayer" => {
             ErrorKind::PermissionDenied
         }
-        "ExpiredToken" | "InvalidToken" | "InvalidAccessKeyId" | "SignatureDoesNotMatch"
-        | "TokenRefreshRequired" | "RequestTimeTooSkewed" | "InvalidSecurity"
-        | "MissingSecurityHeader" | "AuthorizationHeaderMalformed" | "NotSignedUp"
-        | "RequestExpired" | "AuthFailure" => ErrorKind::Unauthenticated,
-        "SlowDown" | "SlowDownRead" | "SlowDownWrite" | "Throttling" | "ThrottlingException"
-        | "RequestLimitExceeded" | "TooManyRequests" | "BandwidthLimitExceeded"
+        "ExpiredToken"
+        | "InvalidToken"
+        | "InvalidAccessKeyId"
+        | "SignatureDoesNotMatch"
+        | "TokenRefreshRequired"
+        | "RequestTimeTooSkewed"
+        | "InvalidSecurity"
+        | "MissingSecurityHeader"
+        | "AuthorizationHeaderMalformed"
+        | "NotSignedUp"
+        | "RequestExpired"
+        | "XAdminUserNotFound"
+        | "AuthFailure" => ErrorKind::Unauthenticated,
+        "SlowDown"
+        | "SlowDownRead"
+        | "SlowDownWrite"
+        | "Throttling"
+        | "ThrottlingException"
+        | "RequestLimitExceeded"
+        | "TooManyRequests"
+        | "BandwidthLimitExceeded"
         | "ProvisionedThroughputExceededException" => ErrorKind::Throttled,
         "RequestTimeout" | "XMinioRequestTimeout" => ErrorKind::Timeout,
         "InternalError" | "ServiceUnavailable" | "XMinioServerNotInitialized" | "Busy" => {
@@ -113,7 +137,9 @@ fn kind_of_code(code: &str) -> Option<ErrorKind> {
             ErrorKind::InvalidInput
         }
         "NotImplemented" | "MethodNotAllowed" | "InvalidObjectState" => ErrorKind::Unsupported,
-        "QuotaExceeded" | "XMinioStorageFull" | "XMinioAdminBucketQuotaExceeded"
+        "QuotaExceeded"
+        | "XMinioStorageFull"
+        | "XMinioAdminBucketQuotaExceeded"
         | "StorageFull" => ErrorKind::StorageFull,
         _ => return None,
     })
@@ -123,7 +149,9 @@ fn kind_of_code(code: &str) -> Option<ErrorKind> {
 fn advice(code: &str) -> Option<&'static str> {
     Some(match code {
         "RequestTimeTooSkewed" => "set this machine's clock",
-        "InvalidAccessKeyId" => "check access_key_id; the origin does not know it",
+        "InvalidAccessKeyId" | "XAdminUserNotFound" => {
+            "check access_key_id; the origin does not know it"
+        }
         "SignatureDoesNotMatch" => "check secret_access_key and region",
         "ExpiredToken" | "TokenRefreshRequired" => "renew the temporary credential",
         "InvalidObjectState" => "the object is archived; restore it first",

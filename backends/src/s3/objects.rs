@@ -31,7 +31,8 @@ fn meta(what: &str, head: &HeaderMap, size: u64) -> Result<ObjectMeta> {
     Ok(ObjectMeta {
         size,
         etag: headers::etag(head).ok_or_else(|| missing(what, "ETag"))?,
-        last_modified: headers::last_modified(head).ok_or_else(|| missing(what, "Last-Modified"))?,
+        last_modified: headers::last_modified(head)
+            .ok_or_else(|| missing(what, "Last-Modified"))?,
         attributes: Some(Arc::new(attributes)),
     })
 }
@@ -164,7 +165,8 @@ impl Store for S3Store {
     async fn get(&self, key: &ObjectKey, options: GetOptions) -> Result<GetResult> {
         let range = options.range;
         let header = range.header();
-        let empty = matches!(range, ByteRange::Suffix(0)) || (header.is_none() && range != ByteRange::Full);
+        let empty =
+            matches!(range, ByteRange::Suffix(0)) || (header.is_none() && range != ByteRange::Full);
         if empty {
             // HTTP cannot ask for no bytes; the answer is the same, or that there is no object.
             let size = self.head(key).await?.size;
@@ -197,7 +199,8 @@ impl Store for S3Store {
         }
         let meta = meta("get", head, size)?;
         if options.if_match.as_ref().is_some_and(|wanted| *wanted != meta.etag) {
-            let context = format!("get `{key}`: origin sent version {}, not the one asked for", meta.etag);
+            let context =
+                format!("get `{key}`: origin sent version {}, not the one asked for", meta.etag);
             return Err(Error::new(ErrorKind::PreconditionFailed, context));
         }
         let body = incoming(response, wanted.end - wanted.start);

@@ -125,7 +125,10 @@ impl S3Store {
         for upload in listed.uploads {
             let name = xml::name(&upload.key, encoded).and_then(|name| ObjectKey::new(name).ok());
             let Some(key) = name else {
-                tracing::debug!(bucket = self.place.bucket, "upload of an inexpressible key skipped");
+                tracing::debug!(
+                    bucket = self.place.bucket,
+                    "upload of an inexpressible key skipped"
+                );
                 continue;
             };
             uploads.push(UploadEntry {

@@ -118,9 +118,8 @@ pub(super) fn name(text: &str, encoded: bool) -> Option<String> {
 /// A completion's document.
 pub(super) fn completion(parts: &[(u16, ::store::ETag)]) -> String {
     use std::fmt::Write;
-    let mut text = String::from(
-        "<CompleteMultipartUpload xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\">",
-    );
+    let mut text =
+        String::from("<CompleteMultipartUpload xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\">");
     for (number, etag) in parts {
         let tag = quick_xml::escape::escape(etag.as_str());
         let written = write!(
