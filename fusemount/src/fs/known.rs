@@ -35,10 +35,19 @@ struct Seen {
 }
 
 #[derive(Debug, Default)]
+struct Names {
+    /// Which entry of `order` is this one.
+    turn: u64,
+    names: HashMap<Arc<str>, Seen>,
+}
+
+#[derive(Debug, Default)]
 struct State {
-    directories: HashMap<NodeId, HashMap<Arc<str>, Seen>>,
-    /// Directories in the order in which they were learned first; may name some that are gone.
-    order: VecDeque<NodeId>,
+    directories: HashMap<NodeId, Names>,
+    /// Directories in the order in which they were learned first. Entries whose turn is not that
+    /// of the directory are left over, and are cleared when they are more than the others.
+    order: VecDeque<(u64, NodeId)>,
+    turns: u64,
     count: usize,
 }
 
@@ -59,7 +68,7 @@ impl KnownNames {
     /// What is known of a name.
     pub(crate) fn get(&self, directory: NodeId, name: &str) -> Known {
         let state = self.state.lock();
-        let seen = state.directories.get(&directory).and_then(|names| names.get(name));
+        let seen = state.directories.get(&directory).and_then(|known| known.names.get(name));
         match seen {
             None => Known::Nothing,
             Some(seen) if seen.at.elapsed() < self.ttl => Known::Fresh(seen.kind.clone()),
@@ -89,8 +98,8 @@ impl KnownNames {
     /// Drops a name that is gone.
     pub(crate) fn unlearn(&self, directory: NodeId, name: &str) {
         let mut state = self.state.lock();
-        let names = state.directories.get_mut(&directory);
-        if names.and_then(|names| names.remove(name)).is_some() {
+        let known = state.directories.get_mut(&directory);
+        if known.and_then(|known| known.names.remove(name)).is_some() {
             state.count -= 1;
         }
     }
@@ -109,35 +118,32 @@ impl State {
         limit: usize,
     ) {
         let at = Instant::now();
-        if !self.directories.contains_key(&directory) {
-            self.order.push_back(directory);
-        }
-        let names = self.directories.entry(directory).or_default();
+        let (order, turns) = (&mut self.order, &mut self.turns);
+        let known = self.directories.entry(directory).or_insert_with(|| {
+            *turns += 1;
+            order.push_back((*turns, directory));
+            Names { turn: *turns, names: HashMap::new() }
+        });
         for (name, kind) in entries {
-            if names.insert(name, Seen { kind, at }).is_none() {
+            if known.names.insert(name, Seen { kind, at }).is_none() {
                 self.count += 1;
             }
         }
         while self.count > limit {
-            let Some(oldest) = self.order.pop_front() else { break };
-            self.drop_names(oldest);
+            let Some((turn, oldest)) = self.order.pop_front() else { break };
+            if self.directories.get(&oldest).is_some_and(|known| known.turn == turn) {
+                self.forget(oldest);
+            }
         }
-        // `order` keeps ids of directories that were forgotten; it must not grow without end.
         if self.order.len() > 2 * self.directories.len() + 64 {
-            self.order.retain(|id| self.directories.contains_key(id));
+            let directories = &self.directories;
+            self.order.retain(|(turn, id)| directories.get(id).is_some_and(|k| k.turn == *turn));
         }
     }
 
     fn forget(&mut self, directory: NodeId) {
-        if self.drop_names(directory) {
-            self.order.retain(|id| *id != directory || self.directories.contains_key(id));
-        }
-    }
-
-    fn drop_names(&mut self, directory: NodeId) -> bool {
-        let names = self.directories.remove(&directory);
-        self.count -= names.as_ref().map_or(0, HashMap::len);
-        names.is_some()
+        let known = self.directories.remove(&directory);
+        self.count -= known.map_or(0, |known| known.names.len());
     }
 }
 
@@ -178,7 +184,9 @@ mod tests {
         for round in 0..1000 {
             known.learn_page(NodeId(round), true, names(0..1));
             known.forget(NodeId(round));
+            known.learn_page(NodeId(4), true, names(0..1));
         }
         assert!(known.state.lock().order.len() < 100);
+        assert_eq!(known.state.lock().count, 1);
     }
 }

@@ -9,6 +9,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use store::testing::{FaultyStore, MemoryStore, Operation};
 use store::{BucketName, Namespace};
@@ -105,7 +106,7 @@ fn an_open_file_is_one_version() {
     let Some(m) = Mounted::with(
         |store| _ = store.insert("file", old.clone()),
         // Names are believed for longer than this test takes.
-        |config| config.metadata_ttl = std::time::Duration::from_mins(10),
+        |config| config.metadata_ttl = Duration::from_mins(10),
     ) else {
         return;
     };
@@ -133,6 +134,49 @@ fn an_open_file_is_one_version() {
     m.store.insert("file", new.clone());
     again.read_exact_at(&mut buffer, 8 << 20).unwrap();
     assert!(buffer == new[8 << 20..(8 << 20) + 4096]);
+}
+
+#[test]
+fn readers_of_an_object_that_keeps_changing_never_see_a_mixture() {
+    let versions = [pattern(3 * MIB, 1), pattern(2 * MIB + 5, 2), pattern(3 * MIB, 3)];
+    let Some(m) = Mounted::new(|store| _ = store.insert("file", versions[0].clone())) else {
+        return;
+    };
+    let until = Instant::now() + Duration::from_secs(2);
+    let whole: usize = std::thread::scope(|scope| {
+        let (m, versions) = (&m, &versions);
+        scope.spawn(move || {
+            for n in 0.. {
+                if Instant::now() > until {
+                    break;
+                }
+                m.store.insert("file", versions[n % 3].clone());
+                std::thread::sleep(Duration::from_millis(7));
+            }
+        });
+        let readers: Vec<_> = (0..4)
+            .map(|_| {
+                scope.spawn(move || {
+                    let mut whole = 0;
+                    while Instant::now() < until {
+                        match std::fs::read(m.path("file")) {
+                            Ok(bytes) => {
+                                assert!(versions.contains(&bytes), "{} bytes", bytes.len());
+                                whole += 1;
+                            }
+                            Err(error) => assert_eq!(error.raw_os_error(), Some(libc::ESTALE)),
+                        }
+                    }
+                    whole
+                })
+            })
+            .collect();
+        readers.into_iter().map(|reader| reader.join().unwrap()).sum()
+    });
+    assert!(whole > 0, "no reader ever saw a whole version");
+    // When it has come to rest, everybody sees the last version.
+    m.store.insert("file", versions[1].clone());
+    assert!(m.read("file") == versions[1]);
 }
 
 #[test]
