@@ -123,8 +123,8 @@ impl Default for StorePolicy {
     /// 60 s, one hour in an outage, 5 s for what is not there, nothing immutable.
     fn default() -> Self {
         Self {
-            stale_ttl: Duration::from_secs(60),
-            stale_if_error: Duration::from_secs(3600),
+            stale_ttl: Duration::from_mins(1),
+            stale_if_error: Duration::from_hours(1),
             immutable: Immutable::No,
             negative_ttl: Duration::from_secs(5),
         }

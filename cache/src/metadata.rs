@@ -36,6 +36,16 @@ pub(crate) enum Known {
 /// The result of asking an origin about a key, shared by everyone who asked.
 pub(crate) type Answer = Result<Known, Error>;
 
+/// What an object is after a write.
+#[derive(Debug, Clone, Default)]
+pub(crate) enum Outcome {
+    /// Nobody knows: the write failed, was dropped, or its answer does not say.
+    #[default]
+    Unknown,
+    Gone,
+    Is(ObjectMeta),
+}
+
 /// What the cache has to say about a key.
 #[derive(Debug, Clone)]
 pub(crate) struct Peek {
@@ -166,24 +176,24 @@ impl MetadataCache {
         known
     }
 
-    /// A write through this store has ended; `since` is the ticket taken when it began. `known` is
-    /// what the object is now; `None` where that is unknown, or where another write ended meanwhile.
-    pub(crate) fn wrote(&self, key: &ObjectKey, since: u64, meta: Option<Option<ObjectMeta>>) {
+    /// A write through this store has ended; `since` is the ticket taken when it began. Where another
+    /// write ended meanwhile, nobody knows which came last, and the outcome counts as unknown.
+    pub(crate) fn wrote(&self, key: &ObjectKey, since: u64, outcome: Outcome) {
         let mut shard = self.shard(key).lock();
         let overlapped = shard.last_write > since;
         shard.last_write = self.epoch.fetch_add(1, Ordering::AcqRel) + 1;
         shard.pending.remove(key);
-        match meta {
-            Some(meta) if !overlapped => {
-                let known = meta.map_or(Known::Absent, |meta| {
-                    Known::Present(Arc::new(Version::new(self.store, key.clone(), meta)))
-                });
-                shard.set(key, known, Instant::now(), self.per_shard);
+        let known = match outcome {
+            Outcome::Is(meta) if !overlapped => {
+                Known::Present(Arc::new(Version::new(self.store, key.clone(), meta)))
             }
+            Outcome::Gone if !overlapped => Known::Absent,
             _ => {
                 shard.slots.remove(key);
+                return;
             }
-        }
+        };
+        shard.set(key, known, Instant::now(), self.per_shard);
     }
 
     /// Forgets a version that the origin no longer has; anything newer stays.
@@ -296,7 +306,7 @@ mod tests {
     async fn writes_win_over_answers_asked_for_before() {
         let cache = cache(1000);
         let (ticket, asked) = (cache.ticket(), Instant::now());
-        cache.wrote(&key("k"), cache.ticket(), Some(Some(meta("new"))));
+        cache.wrote(&key("k"), cache.ticket(), Outcome::Is(meta("new")));
         cache.learn(&key("k"), ticket, asked, Some(meta("old")));
         assert_eq!(etag_of(&cache, "k").as_deref(), Some("new"));
         cache.learn(&key("k"), cache.ticket(), Instant::now(), Some(meta("newer")));
@@ -307,9 +317,9 @@ mod tests {
     async fn overlapping_writes_leave_nothing_to_believe() {
         let cache = cache(1000);
         let (a, b) = (cache.ticket(), cache.ticket());
-        cache.wrote(&key("k"), b, Some(Some(meta("b"))));
+        cache.wrote(&key("k"), b, Outcome::Is(meta("b")));
         assert_eq!(etag_of(&cache, "k").as_deref(), Some("b"));
-        cache.wrote(&key("k"), a, Some(Some(meta("a"))));
+        cache.wrote(&key("k"), a, Outcome::Is(meta("a")));
         assert_eq!(etag_of(&cache, "k"), None);
     }
 
@@ -317,7 +327,7 @@ mod tests {
     async fn a_failed_write_forgets() {
         let cache = cache(1000);
         cache.learn(&key("k"), cache.ticket(), Instant::now(), Some(meta("old")));
-        cache.wrote(&key("k"), cache.ticket(), None);
+        cache.wrote(&key("k"), cache.ticket(), Outcome::Unknown);
         assert_eq!(etag_of(&cache, "k"), None);
     }
 
@@ -348,7 +358,7 @@ mod tests {
         for n in 0..20_000 {
             let name = key(&format!("d{}", n % 7));
             cache.learn(&name, cache.ticket(), Instant::now(), Some(meta("x")));
-            cache.wrote(&name, cache.ticket(), None);
+            cache.wrote(&name, cache.ticket(), Outcome::Unknown);
         }
         let clocks: usize = cache.shards.iter().map(|s| s.lock().clock.len()).sum();
         assert!(clocks <= SHARDS * (2 * 10 + 17), "{clocks}");
@@ -362,10 +372,10 @@ mod tests {
         tokio::time::advance(Duration::from_secs(6)).await;
         assert!(cache.peek(&key("k")).unwrap().fresh);
         assert!(!cache.peek(&key("no")).unwrap().fresh);
-        tokio::time::advance(Duration::from_secs(60)).await;
+        tokio::time::advance(Duration::from_mins(1)).await;
         let peek = cache.peek(&key("k")).unwrap();
         assert!(!peek.fresh && peek.usable);
-        tokio::time::advance(Duration::from_secs(3600)).await;
+        tokio::time::advance(Duration::from_hours(1)).await;
         assert!(!cache.peek(&key("k")).unwrap().usable);
     }
 }

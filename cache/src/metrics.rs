@@ -192,6 +192,7 @@ impl Metrics {
         for family in family.collect() {
             for metric in family.get_metric() {
                 let label = metric.get_label().first().map(|l| l.value().to_owned());
+                #[allow(clippy::cast_sign_loss)] // Counters do not go down.
                 out.insert(label.unwrap_or_default(), metric.get_counter().get_value() as u64);
             }
         }

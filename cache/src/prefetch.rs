@@ -50,18 +50,18 @@ impl Prefetcher {
     pub(crate) fn new(config: &CacheConfig) -> Self {
         let first = config.readahead_blocks as u64 * config.block_bytes;
         let limits = Limits {
-            first_bytes: first.min(config.prefetch_budget_bytes),
+            first: first.min(config.prefetch_budget_bytes),
             // Four merged GETs: enough in flight for 20 ms at 1.6 GB/s.
-            most_bytes: (4 * config.max_fetch_bytes).min(config.prefetch_budget_bytes / 2),
+            most: (4 * config.max_fetch_bytes).min(config.prefetch_budget_bytes / 2),
             // FUSE sends the reads of one readahead window in any order.
-            slack_bytes: 2 * config.block_bytes,
+            slack: 2 * config.block_bytes,
         };
         Self { patterns: Mutex::default(), limits }
     }
 
     /// Notes a read and says what to fetch next.
     pub(crate) fn observe(&self, reader: ReaderId, object: &Version, read: &Range<u64>) -> Plan {
-        if reader == ReaderId::NONE || self.limits.first_bytes == 0 || read.is_empty() {
+        if reader == ReaderId::NONE || self.limits.first == 0 || read.is_empty() {
             return Plan::default();
         }
         let id = (reader, object.id());
@@ -107,17 +107,10 @@ pub(crate) struct Charge {
     metrics: Metrics,
 }
 
-impl Charge {
-    /// Both charges as one.
-    pub(crate) fn join(&mut self, mut other: Self) {
-        self.bytes += std::mem::take(&mut other.bytes);
-    }
-}
-
 impl Drop for Charge {
     fn drop(&mut self) {
         self.in_flight.fetch_sub(self.bytes, Ordering::AcqRel);
-        self.metrics.prefetch_in_flight.sub(self.bytes as i64);
+        self.metrics.prefetch_in_flight.sub(self.bytes.cast_signed());
     }
 }
 
@@ -141,7 +134,7 @@ impl Ahead {
     pub(crate) fn charge(&self, key: &BlockKey, bytes: u64) -> Option<Charge> {
         let within = |held: u64| held.checked_add(bytes).filter(|sum| *sum <= self.budget);
         self.in_flight.fetch_update(Ordering::AcqRel, Ordering::Acquire, within).ok()?;
-        self.metrics.prefetch_in_flight.add(bytes as i64);
+        self.metrics.prefetch_in_flight.add(bytes.cast_signed());
         self.metrics.prefetched_bytes.inc_by(bytes);
         let mut unread = self.unread.lock();
         let number = unread.next;

@@ -32,6 +32,9 @@ const MAX_GROUP_BYTES: u64 = 2 << 30;
 /// Fewest groups: foyer holds one for writing and one clean, and evicts the others one by one.
 const MIN_GROUPS: u64 = 8;
 
+/// Most groups: each is a file that stays open, and a soft limit of 1,024 files is common.
+const MAX_GROUPS: u64 = 512;
+
 /// foyer's flush buffer; it has two of them. Enough to keep an NVMe busy.
 const BUFFER_BYTES: u64 = 32 << 20;
 
@@ -66,22 +69,28 @@ impl Layout {
     /// The layout for a capacity, or why there is none.
     pub(crate) fn new(block_bytes: u64, capacity_bytes: u64) -> Result<Self, String> {
         let entry_bytes = block_bytes.next_multiple_of(PAGE_BYTES) + ENTRY_EXTRA_BYTES;
-        let ideal = GROUP_BLOCKS * entry_bytes + INDEX_BYTES;
         let smallest = (entry_bytes + INDEX_BYTES).max(PAGE_BYTES * 4);
-        // A small capacity gets smaller groups rather than too few.
-        let fitting = capacity_bytes / MIN_GROUPS / PAGE_BYTES * PAGE_BYTES;
-        let group_bytes = ideal.clamp(MIN_GROUP_BYTES, MAX_GROUP_BYTES).min(fitting);
-        if group_bytes < smallest {
+        let mut group_bytes = GROUP_BLOCKS * entry_bytes + INDEX_BYTES;
+        group_bytes = group_bytes.clamp(MIN_GROUP_BYTES, MAX_GROUP_BYTES);
+        // Halved and doubled, so that most changes of the capacity keep the groups and their content.
+        while capacity_bytes / group_bytes < MIN_GROUPS && group_bytes / 2 >= smallest {
+            group_bytes = (group_bytes / 2).next_multiple_of(PAGE_BYTES);
+        }
+        while capacity_bytes / group_bytes > MAX_GROUPS && group_bytes * 2 <= MAX_GROUP_BYTES {
+            group_bytes *= 2;
+        }
+        if capacity_bytes / group_bytes < MIN_GROUPS {
             return Err(format!(
                 "{capacity_bytes} bytes are too few for blocks of {block_bytes} bytes: at least {} are needed",
-                smallest * MIN_GROUPS
+                smallest * 2 * MIN_GROUPS
             ));
         }
         Ok(Self {
             entry_bytes,
             group_bytes,
             groups: capacity_bytes / group_bytes,
-            buffer_bytes: BUFFER_BYTES.max(4 * entry_bytes),
+            // One flush should not need more groups than there are.
+            buffer_bytes: BUFFER_BYTES.min(2 * group_bytes).max(4 * entry_bytes),
         })
     }
 
@@ -175,6 +184,7 @@ pub(crate) async fn open(
         .build()
         .map_err(|e| unusable("cannot open", &e))?;
     // Clean groups are capacity that is kept empty: what lies above the high water.
+    #[allow(clippy::cast_sign_loss)] // The high water was checked to be at most 1.
     let spare = (layout.groups as f64 * (1.0 - disk.high_water)).floor() as u64;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(ENGINE_THREADS)
@@ -210,7 +220,7 @@ mod tests {
         for block in [512, 4096, 65536, 1 << 20, 4 << 20, 64 << 20] {
             for capacity in [1u64 << 20, 64 << 20, 1 << 30, 50 << 30, 1 << 40] {
                 let Ok(layout) = Layout::new(block, capacity) else {
-                    assert!(capacity < 16 * block + (1 << 20), "{block} {capacity}");
+                    assert!(capacity < 17 * block + (1 << 20), "{block} {capacity}");
                     continue;
                 };
                 assert!(layout.groups >= MIN_GROUPS);

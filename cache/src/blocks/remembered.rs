@@ -21,8 +21,8 @@ pub(crate) struct Remembered {
 
 fn nanos(time: SystemTime) -> i128 {
     match time.duration_since(SystemTime::UNIX_EPOCH) {
-        Ok(since) => since.as_nanos() as i128,
-        Err(before) => -(before.duration().as_nanos() as i128),
+        Ok(since) => since.as_nanos().cast_signed(),
+        Err(before) => -(before.duration().as_nanos().cast_signed()),
     }
 }
 

@@ -31,7 +31,7 @@ const ENTRY_HEADER_BYTES: u64 = 36;
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// How long a flush may take before the disk counts as stuck.
-const FLUSH_LIMIT: Duration = Duration::from_secs(60);
+const FLUSH_LIMIT: Duration = Duration::from_mins(1);
 
 /// Flushes in a row that must lose everything before writing pauses: one may be bad luck.
 const LOST_FLUSHES: u32 = 2;
@@ -277,6 +277,8 @@ impl Pump {
         let engine = self.engine.clone();
         let (health, metrics) = (Arc::clone(&self.health), self.metrics.clone());
         tokio::spawn(async move {
+            // All of it moves in here: the permits must outlive the flush.
+            let batch = batch;
             if timeout(FLUSH_LIMIT, engine.storage().wait()).await.is_err() {
                 health.pause(None, "a flush to the cache directory did not end within 60 s");
                 let lost = batch.keys.len() as u64;

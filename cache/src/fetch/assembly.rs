@@ -22,7 +22,7 @@ use crate::version::{BlockKey, Version};
 
 /// How long an origin may send nothing. Backends have time limits of their own, which are shorter;
 /// this one keeps a store without them from holding readers for ever.
-pub(crate) const STALL: Duration = Duration::from_secs(60);
+pub(crate) const STALL: Duration = Duration::from_mins(1);
 
 /// What a fetch of one block ends in.
 pub(crate) type Fetched = Result<Bytes, Error>;
@@ -37,7 +37,8 @@ pub(crate) struct Run {
     pub(crate) urgency: Urgency,
     /// A GET that was already answered, with the permit it runs under.
     pub(crate) opened: Option<(Permit, ByteStream)>,
-    pub(crate) charge: Option<Charge>,
+    /// What of it counts as fetched ahead; held for the budget.
+    pub(crate) charges: Vec<Charge>,
 }
 
 impl Run {

@@ -64,6 +64,8 @@ pub(crate) struct Want<'a> {
     pub(crate) priority: Priority,
     /// Counts against the budget of prefetching, and is watched for being read.
     pub(crate) ahead: bool,
+    /// Whatever is here by now came from the origin for this reader.
+    pub(crate) cold: bool,
 }
 
 /// A first GET of an object of which nothing is known.
@@ -122,25 +124,29 @@ impl Fetcher {
         &self.metrics
     }
 
-    /// A block in memory, counted as a reader's hit.
-    fn near(&self, key: &BlockKey) -> Option<Bytes> {
+    /// A block in memory, counted as a reader's.
+    fn near(&self, key: &BlockKey, cold: bool) -> Option<Bytes> {
         let data = self.blocks.get(key)?;
-        self.metrics.hits.inc();
-        self.metrics.memory_hits.inc();
-        self.ahead.used(key);
+        self.count_near(std::iter::once(key), cold);
         Some(data)
     }
 
-    /// Counts blocks that a reader took from memory.
-    pub(crate) fn count_near(&self, keys: impl Iterator<Item = BlockKey>) {
+    /// Counts blocks that a reader took from memory. `cold` says that it waited for the origin to say
+    /// what the object is, and that the blocks may have come along with the answer.
+    pub(crate) fn count_near<'a>(&self, keys: impl Iterator<Item = &'a BlockKey>, cold: bool) {
         for key in keys {
-            self.metrics.hits.inc();
-            self.metrics.memory_hits.inc();
-            self.ahead.used(&key);
+            if cold {
+                self.metrics.misses.inc();
+            } else {
+                self.metrics.hits.inc();
+                self.metrics.memory_hits.inc();
+            }
+            self.ahead.used(key);
         }
     }
 
-    /// The blocks, each here or on its way; in order, and all of them unless a budget ends earlier.
+    /// The blocks, each here or on its way, in order. Of blocks that are fetched ahead, those in memory
+    /// are left out, and those past the budget.
     pub(crate) fn want(self: &Arc<Self>, want: &Want<'_>) -> Vec<Wanted> {
         let demand = want.priority == Priority::Demand;
         let mut out = Vec::with_capacity(want.blocks.len());
@@ -162,7 +168,11 @@ impl Fetcher {
                     open_bytes = 0;
                     continue;
                 }
-                let here = if demand { self.near(&key) } else { self.blocks.get(&key) };
+                if want.ahead && self.blocks.in_memory(&key) {
+                    open_bytes = 0;
+                    continue;
+                }
+                let here = if demand { self.near(&key, want.cold) } else { self.blocks.get(&key) };
                 if let Some(data) = here {
                     out.push(Wanted::Ready(data));
                     open_bytes = 0;
@@ -183,29 +193,22 @@ impl Fetcher {
                 }
                 let joins =
                     !from_disk && open_bytes > 0 && open_bytes + len <= self.max_fetch_bytes;
-                let urgency = match runs.last_mut().filter(|_| joins) {
-                    Some(run) => {
-                        run.blocks.push_back((index, Some(landing)));
-                        if let (Some(held), Some(more)) = (&mut run.charge, charge) {
-                            held.join(more);
-                        }
-                        run.urgency.clone()
-                    }
-                    None => {
-                        let urgency = Urgency::new(want.priority);
-                        runs.push(Run {
-                            fetcher: Arc::clone(self),
-                            origin: Arc::clone(want.origin),
-                            object: Arc::clone(want.object),
-                            blocks: VecDeque::from([(index, Some(landing))]),
-                            urgency: urgency.clone(),
-                            opened: None,
-                            charge: charge,
-                        });
-                        open_bytes = 0;
-                        urgency
-                    }
-                };
+                if !joins {
+                    runs.push(Run {
+                        fetcher: Arc::clone(self),
+                        origin: Arc::clone(want.origin),
+                        object: Arc::clone(want.object),
+                        blocks: VecDeque::new(),
+                        urgency: Urgency::new(want.priority),
+                        opened: None,
+                        charges: Vec::new(),
+                    });
+                    open_bytes = 0;
+                }
+                let run = runs.last_mut().expect("one was pushed where none was joined");
+                run.blocks.push_back((index, Some(landing)));
+                run.charges.extend(charge);
+                let urgency = run.urgency.clone();
                 open_bytes = if from_disk { 0 } else { open_bytes + len };
                 out.push(Wanted::Flight(flight.clone()));
                 flights.insert(key, InFlight { flight, urgency, from_disk });
@@ -278,7 +281,7 @@ impl Fetcher {
             blocks,
             urgency,
             opened: Some((permit, got.body)),
-            charge: None,
+            charges: Vec::new(),
         }));
         Ok(known)
     }

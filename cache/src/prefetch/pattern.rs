@@ -16,14 +16,15 @@ const STRIDED_AFTER: u32 = 2;
 /// Most reads that are foreseen of a strided reader.
 const MAX_STRIDES: u32 = 8;
 
+/// All in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Limits {
     /// The window of a reader that has just been found sequential.
-    pub(super) first_bytes: u64,
+    pub(super) first: u64,
     /// The window of one that has long been.
-    pub(super) most_bytes: u64,
+    pub(super) most: u64,
     /// How far from the expected place a read may begin and still continue.
-    pub(super) slack_bytes: u64,
+    pub(super) slack: u64,
 }
 
 #[derive(Debug)]
@@ -55,7 +56,7 @@ impl Pattern {
     }
 
     pub(super) fn observe(&mut self, read: &Range<u64>, size: u64, limits: Limits) -> Plan {
-        let near = read.start.abs_diff(self.frontier) <= limits.slack_bytes;
+        let near = read.start.abs_diff(self.frontier) <= limits.slack;
         let previous = std::mem::replace(&mut self.last, read.clone());
         if near {
             self.strides = 0;
@@ -81,12 +82,12 @@ impl Pattern {
     fn sequential(&mut self, size: u64, limits: Limits) -> Plan {
         let mut plan = Plan::default();
         if self.window == 0 {
-            self.window = limits.first_bytes.min(limits.most_bytes);
+            self.window = limits.first.min(limits.most);
         } else if self.ahead - self.frontier >= self.window.div_ceil(2) {
             // More than half of the window is still ahead: ask later, and for more at once.
             return self.next_object(size, limits, plan);
         } else {
-            self.window = self.window.saturating_mul(2).min(limits.most_bytes);
+            self.window = self.window.saturating_mul(2).min(limits.most);
         }
         let end = self.frontier.saturating_add(self.window).min(size);
         if end > self.ahead {
@@ -100,7 +101,7 @@ impl Pattern {
         // One read may be a header and a second its continuation: look further from the third on.
         if !self.next_hinted && self.streak > 1 && self.ahead >= size {
             self.next_hinted = true;
-            plan.next_object_bytes = Some(self.window.max(limits.first_bytes));
+            plan.next_object_bytes = Some(self.window.max(limits.first));
         }
         plan
     }
@@ -116,7 +117,7 @@ impl Pattern {
             let Some(next) = start.checked_add(self.stride).filter(|s| *s >= 0) else { break };
             start = next;
             let begin = start.cast_unsigned();
-            if begin >= size || bytes > limits.most_bytes {
+            if begin >= size || bytes > limits.most {
                 break;
             }
             ranges.push(begin..begin.saturating_add(len).min(size));
@@ -130,7 +131,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const LIMITS: Limits = Limits { first_bytes: 400, most_bytes: 3200, slack_bytes: 200 };
+    const LIMITS: Limits = Limits { first: 400, most: 3200, slack: 200 };
     const SIZE: u64 = 100_000;
 
     fn run(reads: impl IntoIterator<Item = Range<u64>>) -> Vec<Plan> {
@@ -204,7 +205,7 @@ mod tests {
             for (start, len) in reads {
                 let plan = pattern.observe(&(start..start + len), size, LIMITS);
                 let bytes: u64 = plan.ranges.iter().map(|r| r.end - r.start).sum();
-                prop_assert!(bytes <= LIMITS.most_bytes);
+                prop_assert!(bytes <= LIMITS.most);
                 for range in plan.ranges {
                     prop_assert!(range.start < range.end && range.end <= size);
                 }

@@ -24,7 +24,11 @@ use crate::prefetch::Plan;
 use crate::span::{BlockSpan, block_count};
 use crate::version::{BlockKey, Version};
 
-/// Most blocks of a range that are looked for in memory at once; longer ranges are streamed.
+/// Longest range that is answered with all of its blocks in hand; longer ones are streamed, so that a
+/// slow client does not hold on to what the memory tier has evicted since.
+const NEAR_BYTES: u64 = 16 << 20;
+
+/// Most blocks of such a range.
 const NEAR_BLOCKS: usize = 64;
 
 /// Merged GETs that one body may have ahead of its reader.
@@ -37,6 +41,7 @@ impl CachedStore {
     pub(super) async fn read(&self, key: &ObjectKey, options: &GetOptions) -> Result<GetResult> {
         let mut followed = false;
         loop {
+            let cold = self.origin.meta.peek(key).is_none();
             let object = self.known(key, false, self.probe_for(options.range)).await?;
             if let Some(pin) = &options.if_match
                 && pin != object.etag()
@@ -50,7 +55,7 @@ impl CachedStore {
                 self.origin.meta.forget(key, object.etag());
                 continue;
             }
-            match self.serve(&object, options).await {
+            match self.serve(&object, options, cold).await {
                 Err(error) if is_change(&error) => {
                     self.origin.meta.forget(key, object.etag());
                     if followed || options.if_match.is_some() {
@@ -63,7 +68,12 @@ impl CachedStore {
         }
     }
 
-    async fn serve(&self, object: &Arc<Version>, options: &GetOptions) -> Result<GetResult> {
+    async fn serve(
+        &self,
+        object: &Arc<Version>,
+        options: &GetOptions,
+        cold: bool,
+    ) -> Result<GetResult> {
         let size = object.meta.size;
         let range = options.range.resolve(size)?;
         let block_bytes = self.shared.config.block_bytes;
@@ -72,11 +82,11 @@ impl CachedStore {
             return Err(Error::new(ErrorKind::Unsupported, context));
         }
         let span = BlockSpan::new(range.clone(), block_bytes);
-        let body = if let Some(pieces) = self.near(object, &span) {
+        let body = if let Some(pieces) = self.near(object, &span, cold) {
             self.follow(object, options, &range);
             ready(pieces)
         } else {
-            let mut reading = Reading::new(&self.shared, &self.origin, object, span);
+            let mut reading = Reading::new(&self.shared, &self.origin, object, span, cold);
             reading.top_up();
             self.follow(object, options, &range);
             let first = reading.next().await;
@@ -127,17 +137,19 @@ impl CachedStore {
     }
 
     /// The pieces of a range whose blocks are all in memory.
-    fn near(&self, object: &Arc<Version>, span: &BlockSpan) -> Option<Vec<Bytes>> {
+    fn near(&self, object: &Arc<Version>, span: &BlockSpan, cold: bool) -> Option<Vec<Bytes>> {
         let blocks = span.blocks();
-        if blocks.len() > NEAR_BLOCKS {
+        let bytes = blocks.len() as u64 * self.shared.config.block_bytes;
+        if blocks.len() > NEAR_BLOCKS || (blocks.len() > 1 && bytes > NEAR_BYTES) {
             return None;
         }
         let cache = self.shared.fetcher.blocks();
         let mut pieces = Vec::with_capacity(blocks.len());
-        for key in keys(object, blocks.clone()) {
-            pieces.push(cache.get(&key)?.slice(span.within(key.index)));
+        let keys: Vec<_> = keys(object, blocks).collect();
+        for key in &keys {
+            pieces.push(cache.get(key)?.slice(span.within(key.index)));
         }
-        self.shared.fetcher.count_near(keys(object, blocks));
+        self.shared.fetcher.count_near(keys.iter(), cold);
         Some(pieces)
     }
 
@@ -171,7 +183,14 @@ impl CachedStore {
         let blocks = BlockSpan::new(range, block_bytes).blocks();
         let origin = &self.origin;
         let priority = Priority::Prefetch;
-        self.shared.fetcher.want(&Want { origin, object, blocks, priority, ahead: true });
+        self.shared.fetcher.want(&Want {
+            origin,
+            object,
+            blocks,
+            priority,
+            ahead: true,
+            cold: false,
+        });
     }
 }
 
@@ -193,6 +212,7 @@ struct Reading {
     end: u32,
     /// Blocks of a merged GET.
     chunk: u32,
+    cold: bool,
 }
 
 struct Queued {
@@ -208,6 +228,7 @@ impl Reading {
         origin: &Arc<Origin>,
         object: &Arc<Version>,
         span: BlockSpan,
+        cold: bool,
     ) -> Self {
         let blocks = span.blocks();
         Self {
@@ -219,6 +240,7 @@ impl Reading {
             asked: blocks.start,
             end: blocks.end,
             chunk: shared.config.fetch_blocks(),
+            cold,
         }
     }
 
@@ -248,7 +270,14 @@ impl Reading {
         self.asked = blocks.end;
         let (origin, object) = (&self.origin, &self.object);
         let priority = Priority::Demand;
-        let want = Want { origin, object, blocks: blocks.clone(), priority, ahead: false };
+        let want = Want {
+            origin,
+            object,
+            blocks: blocks.clone(),
+            priority,
+            ahead: false,
+            cold: self.cold,
+        };
         let wanted = self.shared.fetcher.want(&want);
         for (index, wanted) in blocks.zip(wanted) {
             let part = window.as_mut().and_then(|w| w.split(units as usize));

@@ -99,7 +99,9 @@ impl CachedStore {
                 let (Some(first), Some(last)) = (run.first(), run.last()) else { continue };
                 let (origin, priority) = (&self.origin, Priority::Prefetch);
                 let range = *first..*last + 1;
-                let want = Want { origin, object, blocks: range.clone(), priority, ahead: false };
+                let blocks_of = range.clone();
+                let want =
+                    Want { origin, object, blocks: blocks_of, priority, ahead: false, cold: false };
                 for (key, wanted) in keys(object, range).zip(self.shared.fetcher.want(&want)) {
                     match wanted {
                         // In memory and not on disk: it was dropped once, and is written again.

@@ -9,23 +9,23 @@ use store::{Body, ObjectKey, ObjectMeta, PutOptions, Result, Written};
 
 use super::CachedStore;
 use crate::fetch::Origin;
+use crate::metadata::Outcome;
 
 /// A write in progress. Dropping it tells the metadata cache.
 pub(super) struct Changing<'a> {
     origin: &'a Origin,
     key: &'a ObjectKey,
     since: u64,
-    /// What the object is now; `None` where nobody knows.
-    now: Cell<Option<Option<ObjectMeta>>>,
+    now: Cell<Outcome>,
 }
 
 impl Changing<'_> {
     pub(super) fn is_gone(&self) {
-        self.now.set(Some(None));
+        self.now.set(Outcome::Gone);
     }
 
     fn is(&self, meta: ObjectMeta) {
-        self.now.set(Some(Some(meta)));
+        self.now.set(Outcome::Is(meta));
     }
 }
 
@@ -38,7 +38,7 @@ impl Drop for Changing<'_> {
 impl CachedStore {
     pub(super) fn changing<'a>(&'a self, key: &'a ObjectKey) -> Changing<'a> {
         let since = self.origin.meta.ticket();
-        Changing { origin: &self.origin, key, since, now: Cell::new(None) }
+        Changing { origin: &self.origin, key, since, now: Cell::default() }
     }
 
     pub(super) async fn write_object(
