@@ -51,7 +51,12 @@ def test_directories(s3, origins, bucket, prefix):
     }
     assert s3.get_file_info(f"{root}/sub").type == fs.FileType.Directory
     assert s3.get_file_info(f"{root}/absent").type == fs.FileType.NotFound
-    s3.delete_file(f"{root}/sub/deep/three")
+    try:
+        s3.delete_file(f"{root}/sub/deep/three")
+    except OSError as error:
+        # pyarrow puts an empty object `sub/deep/` where the last file of a folder was. A directory
+        # of this machine cannot hold that key and says so (documented); the file is gone all the same.
+        assert bucket == "local" and "cannot be a file" in str(error), error
     assert origins.get(bucket, prefix + "sub/deep/three") is None
 
 

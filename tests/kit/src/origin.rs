@@ -441,6 +441,7 @@ impl Running {
         body: Bytes,
     ) -> Request<Full<Bytes>> {
         let date = httpdate::fmt_http_date(std::time::SystemTime::now());
+        let content_length = HeaderValue::from(body.len());
         let length = if body.is_empty() { String::new() } else { body.len().to_string() };
         let encoded = utf8_percent_encode(path, PATH).to_string();
         let mut headers: Vec<(&str, &str)> =
@@ -472,6 +473,10 @@ impl Running {
             .uri(uri)
             .body(Full::new(body))
             .expect("every part was encoded");
+        if request.method() == Method::PUT {
+            // The client leaves it out for an empty body, and Azure wants it.
+            request.headers_mut().insert("content-length", content_length);
+        }
         for (name, value) in headers {
             let name = http::HeaderName::from_bytes(name.as_bytes()).expect("a constant name");
             request

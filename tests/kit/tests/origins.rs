@@ -13,6 +13,8 @@ async fn round_trip(kind: OriginKind) {
         let read = origin.get("bucket", key).await;
         assert_eq!(read, Some(Bytes::from(format!("bytes of {key}"))), "{key}");
     }
+    origin.put("bucket", "empty", Bytes::new()).await;
+    assert_eq!(origin.get("bucket", "empty").await, Some(Bytes::new()));
     assert_eq!(origin.get("bucket", "absent").await, None);
     origin.delete("bucket", "plain").await;
     assert_eq!(origin.get("bucket", "plain").await, None);
