@@ -50,7 +50,7 @@ pub(crate) fn attach(target: &Path, config: &MountConfig) -> Result<Attached, Mo
                     note: None,
                 });
             }
-            Err(Errno::PERM) => "mount(2) needs root",
+            Err(Errno::PERM) => "this process may not call mount(2)",
             Err(Errno::NODEV) => {
                 return Err(MountError::NoFuse(
                     "the kernel has no FUSE; run `modprobe fuse`".to_owned(),
@@ -67,7 +67,7 @@ pub(crate) fn attach(target: &Path, config: &MountConfig) -> Result<Attached, Mo
                  or give the container the device (`--device {DEVICE}`)"
             )));
         }
-        Err(_) => "this user may not open /dev/fuse",
+        Err(_) => "this process may not open /dev/fuse",
     };
     let device = ask_helper(target, config, first)?;
     let note = format!("mounted through fusermount3, because {first}");
@@ -135,6 +135,14 @@ fn ask_helper(target: &Path, config: &MountConfig, first: &str) -> Result<OwnedF
              add it, or set `allow_other: false`, or run as root"
                 .to_owned(),
         )),
+        // What the kernel refuses a set-user-id program is refused to the whole container.
+        Ok(None) if ["not permitted", "failed to open"].iter().any(|word| said.contains(word)) => {
+            Err(MountError::NoFuse(format!(
+                "{first}, nor may fusermount3 ({}); run as root, \
+                 or give the container `--device {DEVICE} --cap-add SYS_ADMIN`",
+                said.trim()
+            )))
+        }
         Ok(None) => Err(refused(&said)),
         Err(error) => Err(refused(&error.to_string())),
     }

@@ -12,7 +12,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use fusemount::{Metrics, Mount, MountConfig};
+use fusemount::{Metrics, Mount, MountConfig, MountError};
 use store::testing::MemoryStore;
 use store::{BucketName, Namespace};
 
@@ -116,6 +116,7 @@ fn mounts() {
             runtime.block_on(mount.unmount(Duration::from_secs(1))).unwrap();
             println!("unmounted");
         }
+        Err(MountError::NoFuse(why)) => println!("no fuse: {why}"),
         Err(error) => println!("refused: {error}"),
     }
 }

@@ -214,6 +214,27 @@ fn allow_other_as_a_user_needs_a_line_in_fuse_conf() {
 }
 
 #[test]
+fn root_of_a_container_without_privilege_is_told_what_it_lacks() {
+    if !can_mount() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let _detached = Detached(dir.path());
+    let mut command = Command::new("setpriv");
+    command.args(["--bounding-set=-sys_admin", "--inh-caps=-all", "--"]);
+    if !command.arg("true").status().is_ok_and(|status| status.success()) {
+        return eprintln!("skipped: setpriv cannot drop a capability");
+    }
+    let mut command = Command::new("setpriv");
+    command.args(["--bounding-set=-sys_admin", "--inh-caps=-all", "--"]);
+    command.arg(std::env::current_exe().unwrap());
+    let mut part = Part::start_as(command, "child::mounts", dir.path());
+    let why = part.wait_for("no fuse: ");
+    assert!(why.contains("SYS_ADMIN") || why.contains("fuse3"), "{why}");
+    part.finish();
+}
+
+#[test]
 fn allow_other_lets_others_in() {
     let Some(m) =
         Mounted::with(|store| _ = store.insert("file", "x"), |config| config.allow_other = true)
