@@ -109,14 +109,22 @@ fn failed(what: &str, key: &str, errno: Errno) -> Error {
         Errno::NAMETOOLONG => ErrorKind::UnsupportedKey,
         Errno::FBIG => ErrorKind::TooLarge,
         Errno::TIMEDOUT => ErrorKind::Timeout,
-        Errno::IO | Errno::STALE | Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::AGAIN
-        | Errno::HOSTDOWN | Errno::HOSTUNREACH | Errno::NOTCONN | Errno::NODEV => {
-            ErrorKind::Unavailable
-        }
+        Errno::IO
+        | Errno::STALE
+        | Errno::MFILE
+        | Errno::NFILE
+        | Errno::NOMEM
+        | Errno::AGAIN
+        | Errno::HOSTDOWN
+        | Errno::HOSTUNREACH
+        | Errno::NOTCONN
+        | Errno::NODEV => ErrorKind::Unavailable,
         _ => ErrorKind::Internal,
     };
     let why = match errno {
-        Errno::XDEV | Errno::LOOP => "; a symbolic link leads out of the directory or through another",
+        Errno::XDEV | Errno::LOOP => {
+            "; a symbolic link leads out of the directory or through another"
+        }
         _ => "",
     };
     Error::new(kind, format!("{what} `{key}`{why}")).with_source(errno)

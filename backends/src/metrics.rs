@@ -7,9 +7,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use futures::StreamExt;
-use prometheus::{
-    HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry,
-};
+use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry};
 use store::{
     Body, Condition, CopyOptions, ETag, GetOptions, GetResult, ListPage, ListRequest, ObjectKey,
     ObjectMeta, PartEntry, PartList, PutOptions, Result, Store, UploadId, UploadList,
@@ -45,7 +43,8 @@ impl Metrics {
     /// an answer, retries included; bodies that are read are not in it.
     pub fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
         let counter = |name: &str, text: &str, labels: &[&str]| {
-            let made = IntCounterVec::new(Opts::new(format!("warpdrive_backend_{name}"), text), labels)?;
+            let made =
+                IntCounterVec::new(Opts::new(format!("warpdrive_backend_{name}"), text), labels)?;
             registry.register(Box::new(made.clone()))?;
             Ok::<_, prometheus::Error>(made)
         };
@@ -104,11 +103,7 @@ impl MeteredStore {
         Self { inner, backend: backend.to_owned(), metrics: metrics.clone() }
     }
 
-    async fn count<T>(
-        &self,
-        operation: &str,
-        call: impl Future<Output = Result<T>>,
-    ) -> Result<T> {
+    async fn count<T>(&self, operation: &str, call: impl Future<Output = Result<T>>) -> Result<T> {
         let labels = [self.backend.as_str(), operation];
         self.metrics.requests.with_label_values(&labels).inc();
         let begun = Instant::now();

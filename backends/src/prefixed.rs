@@ -182,9 +182,13 @@ mod tests {
             ..contract::Differences::default()
         };
         contract::run(Arc::clone(&part), differences).await.assert();
-        part.put(&ObjectKey::new("x").unwrap(), Body::from(bytes::Bytes::new()), PutOptions::default())
-            .await
-            .unwrap();
+        part.put(
+            &ObjectKey::new("x").unwrap(),
+            Body::from(bytes::Bytes::new()),
+            PutOptions::default(),
+        )
+        .await
+        .unwrap();
         whole.head(&ObjectKey::new("in/x").unwrap()).await.unwrap();
         let page = part.list(&ListRequest::default()).await.unwrap();
         assert!(page.entries.iter().all(|e| !e.key.as_str().contains("outside")));

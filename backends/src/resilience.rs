@@ -88,7 +88,12 @@ impl Resilient {
     }
 
     /// A call without a body: repeated, each attempt limited, and all together.
-    async fn call<T, F>(&self, operation: &str, repeat: Repeat, attempt: impl Fn() -> F) -> Result<T>
+    async fn call<T, F>(
+        &self,
+        operation: &str,
+        repeat: Repeat,
+        attempt: impl Fn() -> F,
+    ) -> Result<T>
     where
         F: Future<Output = Result<T>>,
     {
@@ -168,7 +173,8 @@ impl Shared {
             if !may_repeat(&error) {
                 return Err(error);
             }
-            let Some(wait) = self.wait_before_retry(&error, retries, all.saturating_sub(begun.elapsed()))
+            let Some(wait) =
+                self.wait_before_retry(&error, retries, all.saturating_sub(begun.elapsed()))
             else {
                 return Err(said_tries(error, retries));
             };
@@ -229,13 +235,10 @@ enum Attempt {
 }
 
 async fn within<T>(limit: Duration, call: impl Future<Output = Result<T>>) -> Result<T> {
-    match tokio::time::timeout(limit, call).await {
-        Ok(result) => result,
-        Err(_) => {
-            let context = format!("no answer from the origin within {limit:?}");
-            Err(Error::new(ErrorKind::Timeout, context))
-        }
-    }
+    tokio::time::timeout(limit, call).await.unwrap_or_else(|_| {
+        let context = format!("no answer from the origin within {limit:?}");
+        Err(Error::new(ErrorKind::Timeout, context))
+    })
 }
 
 fn said_tries(error: Error, retries: u32) -> Error {

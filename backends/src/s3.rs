@@ -98,14 +98,9 @@ impl Place {
 
     /// The bucket's URL.
     fn base(&self, region: &str) -> Result<Url> {
-        let mut url = match &self.endpoint {
-            Some(endpoint) => endpoint.clone(),
-            None => {
-                let domain =
-                    if region.starts_with("cn-") { "amazonaws.com.cn" } else { "amazonaws.com" };
-                crate::open::endpoint(&format!("https://s3.{region}.{domain}"))?
-            }
-        };
+        let china = if region.starts_with("cn-") { ".cn" } else { "" };
+        let aws = || crate::open::endpoint(&format!("https://s3.{region}.amazonaws.com{china}"));
+        let mut url = self.endpoint.clone().map_or_else(aws, Ok)?;
         if self.path_style {
             let path = format!("{}/{}", url.path().trim_end_matches('/'), self.bucket);
             url.set_path(&path);
@@ -274,8 +269,8 @@ impl S3Store {
         let shown = key.map_or_else(|| what.to_owned(), |key| format!("{what} `{key}`"));
         let response = self.http.send(call).await.map_err(|error| {
             // An error of the body that was to be sent stays as it is.
-            let exchange =
-                std::error::Error::source(&error).is_some_and(|e| e.is::<reqwest::Error>());
+            let source = std::error::Error::source(&error);
+            let exchange = source.is_some_and(<dyn std::error::Error>::is::<reqwest::Error>);
             if exchange { error.in_context(shown.as_str()) } else { error }
         })?;
         let server = response.headers().get(SERVER).map(HeaderValue::as_bytes);

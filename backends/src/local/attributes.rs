@@ -136,14 +136,17 @@ impl Tree {
         let text = serde_json::to_vec(&Stored::from(attributes))
             .expect("attributes are texts under texts");
         if text.len() > MAX_BYTES {
-            let context = format!("attributes of `{key}` have {} bytes, at most {MAX_BYTES} fit", text.len());
+            let context =
+                format!("attributes of `{key}` have {} bytes, at most {MAX_BYTES} fit", text.len());
             return Err(store::Error::new(store::ErrorKind::InvalidInput, context));
         }
         if !self.nfs {
             match fs::fsetxattr(file, NAME, &text, XattrFlags::empty()) {
                 Ok(()) => return Ok(()),
                 // No extended attributes here, or no room in them.
-                Err(Errno::OPNOTSUPP | Errno::NOSPC | Errno::TOOBIG | Errno::RANGE | Errno::PERM) => {}
+                Err(
+                    Errno::OPNOTSUPP | Errno::NOSPC | Errno::TOOBIG | Errno::RANGE | Errno::PERM,
+                ) => {}
                 Err(errno) => return Err(failed("set attributes of", key.as_str(), errno)),
             }
         }

@@ -44,7 +44,9 @@ impl Fixture {
 
 fn differences() -> Differences {
     Differences {
-        refused_keys: Some(|key| !key.split('/').all(|s| !matches!(s, "" | "." | "..") && s.len() <= 255)),
+        refused_keys: Some(|key| {
+            !key.split('/').all(|s| !matches!(s, "" | "." | "..") && s.len() <= 255)
+        }),
         file_hides_directory: true,
         ..Differences::default()
     }
@@ -157,7 +159,7 @@ async fn an_upload_survives_a_restart() {
     let part = f.store.put_part(&key("k"), &upload, 3, body).await.unwrap();
     let again = LocalStore::open(f.root.path(), false).unwrap();
     let listed = again.list_parts(&key("k"), &upload, None, 10).await.unwrap();
-    assert_eq!(listed.parts, [part.clone()]);
+    assert_eq!(listed.parts, std::slice::from_ref(&part));
     again.complete_upload(&key("k"), &upload, &[(3, part.etag)], Condition::None).await.unwrap();
     assert_eq!(f.read("k").await.unwrap(), "part");
     let attributes = f.store.head(&key("k")).await.unwrap().attributes.unwrap();
@@ -209,7 +211,8 @@ async fn a_large_directory_is_paged_quickly() {
     let first = f.store.list(&request).await.unwrap();
     let other = LocalStore::open(f.root.path(), false).unwrap();
     let request = ListRequest { token: first.next, ..request };
-    let (here, there) = (f.store.list(&request).await.unwrap(), other.list(&request).await.unwrap());
+    let (here, there) =
+        (f.store.list(&request).await.unwrap(), other.list(&request).await.unwrap());
     assert_eq!(here.entries, there.entries);
     assert_eq!(here.entries[0].key.as_str(), keys[700]);
 }

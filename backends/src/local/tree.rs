@@ -19,7 +19,7 @@ pub(super) const OWN: &str = ".warpdrive";
 pub(super) const TEMPORARY: &str = ".warpdrive/tmp";
 
 /// Age at which what a crash left is removed: no body takes a day.
-const OLD: Duration = Duration::from_secs(24 * 60 * 60);
+const OLD: Duration = Duration::from_hours(24);
 
 /// How often an NFS handle that went stale is opened again.
 const STALE_RETRIES: usize = 3;
@@ -51,7 +51,8 @@ pub(super) struct Version {
 impl Version {
     pub(super) fn of(stat: &Stat) -> Self {
         let nanoseconds = |s: i128, ns: i128| s * 1_000_000_000 + ns;
-        #[allow(clippy::useless_conversion, clippy::unnecessary_cast)] // Types differ by platform.
+        // Types differ by platform; sizes are never negative.
+        #[allow(clippy::useless_conversion, clippy::unnecessary_cast, clippy::cast_sign_loss)]
         Self {
             size: stat.st_size as u64,
             inode: stat.st_ino,
@@ -152,7 +153,7 @@ impl Tree {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         for segment in path.split('/').filter(|s| !s.is_empty()) {
             match fs::mkdirat(&at, segment, Mode::from_raw_mode(0o777)) {
-                Ok(()) => self.sync_directory(&at),
+                Ok(()) => Self::sync_directory(&at),
                 Err(Errno::EXIST) => {}
                 Err(errno) => return Err(errno),
             }
@@ -197,7 +198,7 @@ impl Tree {
     }
 
     /// Makes changes of a directory's names durable. Best effort: some file systems refuse it.
-    pub(super) fn sync_directory(&self, directory: &OwnedFd) {
+    pub(super) fn sync_directory(directory: &OwnedFd) {
         if let Err(error) = fs::fsync(directory)
             && !matches!(error, Errno::INVAL | Errno::BADF | Errno::OPNOTSUPP)
         {

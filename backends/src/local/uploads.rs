@@ -15,7 +15,7 @@ use store::{
 };
 
 use super::attributes::Stored;
-use super::tree::{Version, writable};
+use super::tree::{Tree, Version, writable};
 use super::write::append;
 use super::{LocalStore, Shared, failed, failed_io};
 
@@ -75,7 +75,8 @@ impl LocalStore {
                 Errno::NOENT => no_upload(key.as_str(), &id),
                 errno => failed("write a part of", key.as_str(), errno),
             };
-            let version = temporary.publish_part(&directory, &part_name(number)).map_err(because)?;
+            let version =
+                temporary.publish_part(&directory, &part_name(number)).map_err(because)?;
             Ok(entry(number, &version))
         })
         .await
@@ -109,7 +110,7 @@ impl Shared {
             let mut file = std::fs::File::from(file);
             std::io::Write::write_all(&mut file, &text)?;
             file.sync_all()?;
-            self.tree.sync_directory(&directory);
+            Tree::sync_directory(&directory);
             Ok(())
         };
         begin().map_err(|error| failed_io("begin an upload of", key.as_str(), error))?;
@@ -257,7 +258,9 @@ impl Shared {
             let wanted = match &request.after {
                 None => true,
                 Some((key, None)) => about.key.as_str() > key.as_str(),
-                Some((key, Some(after))) => (about.key.as_str(), id) > (key.as_str(), after.as_str()),
+                Some((key, Some(after))) => {
+                    (about.key.as_str(), id) > (key.as_str(), after.as_str())
+                }
             };
             let Ok(key) = ObjectKey::new(about.key) else { continue };
             if wanted && key.as_str().starts_with(&request.prefix) {

@@ -17,7 +17,7 @@ use store::{
     Result, Written,
 };
 
-use super::tree::{TEMPORARY, Version, readable, writable};
+use super::tree::{TEMPORARY, Tree, Version, readable, writable};
 use super::{LocalStore, Shared, blocking, failed, failed_condition, failed_io};
 
 /// Pieces are gathered to this many bytes before a thread is asked to write them.
@@ -188,7 +188,7 @@ impl Shared {
                 Err(errno) => return Err(because(errno)),
             }
         };
-        self.tree.sync_directory(&directory);
+        Tree::sync_directory(&directory);
         if let Some(before) = before {
             self.tree.forget_attributes(key, &before);
         }
@@ -245,7 +245,7 @@ impl Shared {
             }
             directory = above;
         }
-        self.tree.sync_directory(&directory);
+        Tree::sync_directory(&directory);
         Ok(())
     }
 }
@@ -294,7 +294,12 @@ pub(super) fn append(from: &File, size: u64, to: &File) -> std::io::Result<()> {
     Ok(())
 }
 
-fn append_bytes(from: &File, mut read_at: u64, mut left: u64, mut to: &File) -> std::io::Result<()> {
+fn append_bytes(
+    from: &File,
+    mut read_at: u64,
+    mut left: u64,
+    mut to: &File,
+) -> std::io::Result<()> {
     use std::os::unix::fs::FileExt;
     let mut buffer = vec![0; WRITE_BYTES];
     while left > 0 {

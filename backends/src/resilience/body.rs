@@ -121,12 +121,15 @@ impl Reading {
             backend = self.shared.backend, at = self.next, end = self.end, %error, "resuming a body"
         );
         self.options.range = (self.next..self.end).into();
-        let (limits, options) =
-            ((self.shared.policy.first_byte_timeout, self.shared.policy.call_timeout), &self.options);
+        let (limits, options) = (
+            (self.shared.policy.first_byte_timeout, self.shared.policy.call_timeout),
+            &self.options,
+        );
         let ask = || self.shared.inner.get(&self.key, options.clone());
         let may = |error: &Error| error.kind().is_outage();
         let got = self.shared.repeated("get", limits, may, ask).await.map_err(|again| {
-            let context = format!("body of `{}` broke at byte {} and cannot go on", self.key, self.next);
+            let context =
+                format!("body of `{}` broke at byte {} and cannot go on", self.key, self.next);
             again.in_context(context)
         })?;
         if Some(&got.meta.etag) != options.if_match.as_ref() || got.range != (self.next..self.end) {

@@ -211,7 +211,7 @@ async fn a_put_that_the_origin_does_not_answer_ends() {
 async fn a_slow_client_is_not_a_slow_origin() {
     let f = fixture(&policy());
     let slow = futures::stream::iter(0..3).then(|_| async {
-        tokio::time::sleep(Duration::from_secs(300)).await;
+        tokio::time::sleep(Duration::from_mins(5)).await;
         Ok(bytes(10))
     });
     let body = Body::new(30, slow.boxed());
@@ -237,9 +237,8 @@ async fn many_bodies_at_once_survive_a_flaky_origin() {
     for n in 0..30 {
         f.faulty.inject(Operation::Get, Fault::CutAfter(n * 1000));
     }
-    let reads = futures::stream::iter(0..20).map(|_| async {
-        f.store.get_bytes(&key("k"), ByteRange::Full).await
-    });
+    let reads = futures::stream::iter(0..20)
+        .map(|_| async { f.store.get_bytes(&key("k"), ByteRange::Full).await });
     let all: Vec<Bytes> = reads.buffer_unordered(20).try_collect().await.unwrap();
     assert!(all.iter().all(|found| *found == expected));
 }

@@ -142,7 +142,7 @@ mod tests {
 
     fn seed() -> Seed {
         // 2013-05-24T00:00:00Z, of the example in the documentation of S3.
-        let time = SystemTime::UNIX_EPOCH + Duration::from_secs(1_369_353_600);
+        let time = SystemTime::UNIX_EPOCH + Duration::from_hours(380_376);
         let secret = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY";
         let key = aws_sigv4::sign::v4::generate_signing_key(secret, time, "us-east-1", "s3");
         Seed {

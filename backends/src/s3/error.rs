@@ -33,15 +33,12 @@ impl Failed {
             || (document.code.is_none() && status == StatusCode::BAD_REQUEST);
         let region = named.map(str::to_owned).or(document.region.clone()).filter(|_| moved);
         let (kind, text) = meaning(status, &document);
-        let mut context = format!("{shown}: origin answered {} {text}", status.as_u16());
-        if moved && region.is_some() {
-            context += &format!(
-                "; bucket `{bucket}` is in region {}, set it in the configuration",
-                region.as_deref().unwrap_or_default()
-            );
-        } else if let Some(advice) = advice(document.code.as_deref().unwrap_or_default()) {
-            context += &format!(" ({advice})");
-        }
+        let hint = match (&region, advice(document.code.as_deref().unwrap_or_default())) {
+            (Some(region), _) => format!("; bucket `{bucket}` is in region {region}, set it"),
+            (None, Some(advice)) => format!(" ({advice})"),
+            (None, None) => String::new(),
+        };
+        let context = format!("{shown}: origin answered {} {text}{hint}", status.as_u16());
         let mut error = Error::new(kind, context);
         if kind == ErrorKind::InvalidRange {
             if let Some((None, Some(size))) = headers::content_range(&head) {

@@ -93,7 +93,7 @@ impl S3Store {
             .ok_or_else(|| missing("list parts", "ListPartsResult"))?;
         let parts = listed.parts.into_iter().map(|part| {
             Ok(PartEntry {
-                number: part.part_number,
+                number: part.number,
                 etag: tag("list parts", part.etag.as_deref())?,
                 size: part.size,
                 last_modified: part.last_modified.as_deref().and_then(document_time),
@@ -121,8 +121,8 @@ impl S3Store {
         let listed = xml::parse_root::<xml::Uploads>(&document, "ListMultipartUploadsResult")
             .ok_or_else(|| missing("list uploads", "ListMultipartUploadsResult"))?;
         let encoded = listed.encoding_type.as_deref() == Some("url");
-        let mut uploads = Vec::with_capacity(listed.uploads.len());
-        for upload in listed.uploads {
+        let mut uploads = Vec::with_capacity(listed.list.len());
+        for upload in listed.list {
             let name = xml::name(&upload.key, encoded).and_then(|name| ObjectKey::new(name).ok());
             let Some(key) = name else {
                 tracing::debug!(
@@ -133,7 +133,7 @@ impl S3Store {
             };
             uploads.push(UploadEntry {
                 key,
-                upload: UploadId(upload.upload_id.into()),
+                upload: UploadId(upload.id.into()),
                 initiated: upload.initiated.as_deref().and_then(document_time),
             });
         }

@@ -68,7 +68,8 @@ pub(super) struct Parts {
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub(super) struct Part {
-    pub(super) part_number: u16,
+    #[serde(rename = "PartNumber")]
+    pub(super) number: u16,
     pub(super) size: u64,
     #[serde(rename = "ETag")]
     pub(super) etag: Option<String>,
@@ -81,14 +82,15 @@ pub(super) struct Uploads {
     pub(super) encoding_type: Option<String>,
     pub(super) is_truncated: bool,
     #[serde(rename = "Upload")]
-    pub(super) uploads: Vec<Upload>,
+    pub(super) list: Vec<Upload>,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub(super) struct Upload {
     pub(super) key: String,
-    pub(super) upload_id: String,
+    #[serde(rename = "UploadId")]
+    pub(super) id: String,
     pub(super) initiated: Option<String>,
 }
 
