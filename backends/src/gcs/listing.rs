@@ -1,7 +1,8 @@
 //! List Objects, version 2 of the XML interface.
 //!
-//! Invariant: every name of a page comes out as it is, percent-encoded by the service so that XML
-//! can carry it; tags are generations and times whole seconds, as other answers have them.
+//! Invariant: every name of a page comes out as it is; tags are generations and times whole
+//! seconds, as other answers have them. Names are not asked for encoded: whether a plus then is a
+//! plus or a space is written nowhere, and our reader of XML takes control characters as they are.
 
 use std::time::{Duration, SystemTime};
 
@@ -16,7 +17,7 @@ use crate::cloud::What;
 use crate::cloud::listing::{RawItem, RawPage, RawPages, RawRequest};
 use crate::cloud::opaque;
 use crate::cloud::xml::Node;
-use crate::http::{Call, document, url};
+use crate::http::{Call, document};
 
 /// A time of the XML interface, to the second: that is all that `Last-Modified` says.
 pub(super) fn time(text: &str) -> Option<SystemTime> {
@@ -25,19 +26,14 @@ pub(super) fn time(text: &str) -> Option<SystemTime> {
     Some(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds))
 }
 
-/// A name in an answer; encoded if the answer says that names are.
-pub(super) fn name(root: &Node, text: Option<&str>) -> Result<String> {
-    let odd = || Error::new(ErrorKind::Corrupted, "a name in the listing cannot be read");
-    let text = text.ok_or_else(odd)?;
-    match root.text_of("EncodingType").map(str::trim) {
-        // A plus is a space there, as in forms.
-        Some("url") => url::decode(&text.replace('+', " ")).ok_or_else(odd),
-        _ => Ok(text.to_owned()),
-    }
+/// A name in an answer.
+pub(super) fn name(text: Option<&str>) -> Result<String> {
+    let odd = || Error::new(ErrorKind::Corrupted, "a listing has an entry without a name");
+    text.map(str::to_owned).ok_or_else(odd)
 }
 
-fn item(root: &Node, contents: &Node) -> Result<RawItem> {
-    let name = name(root, contents.text_of("Key"))?;
+fn item(contents: &Node) -> Result<RawItem> {
+    let name = name(contents.text_of("Key"))?;
     let size = contents.text_of("Size").and_then(|size| size.trim().parse().ok());
     let generation = contents.text_of("Generation").map(str::trim).filter(|g| !g.is_empty());
     let modified = contents.text_of("LastModified").and_then(time);
@@ -53,7 +49,7 @@ fn item(root: &Node, contents: &Node) -> Result<RawItem> {
 impl RawPages for Client {
     async fn raw_page(&self, request: RawRequest<'_>) -> Result<RawPage> {
         let limit = request.limit.to_string();
-        let mut pairs = vec![("list-type", "2"), ("encoding-type", "url"), ("max-keys", &limit)];
+        let mut pairs = vec![("list-type", "2"), ("max-keys", &limit)];
         let after = if request.marker.is_some() { None } else { request.after };
         for (name, value) in [
             ("prefix", Some(request.prefix)),
@@ -70,11 +66,11 @@ impl RawPages for Client {
         let root = Node::parse(&document(answer).await?)?;
         let mut items = Vec::new();
         for contents in root.all("Contents") {
-            items.push(item(&root, contents)?);
+            items.push(item(contents)?);
         }
         for common in root.all("CommonPrefixes") {
             for prefix in common.all("Prefix") {
-                items.push(RawItem { name: name(&root, Some(&prefix.text))?, meta: None });
+                items.push(RawItem { name: name(Some(&prefix.text))?, meta: None });
             }
         }
         let next = root.text_of("NextContinuationToken").filter(|token| !token.is_empty());
@@ -91,13 +87,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_decoded_where_the_answer_says_so() {
-        let root = |inner: &str| Node::parse(format!("<L>{inner}</L>").as_bytes()).unwrap();
-        let encoded = root("<EncodingType>url</EncodingType>");
-        assert_eq!(name(&encoded, Some("a%2Bb+c%01")).unwrap(), "a+b c\u{1}");
-        assert_eq!(name(&root(""), Some("a%2Bb+c")).unwrap(), "a%2Bb+c");
-        assert!(name(&encoded, Some("%ff")).is_err());
-        assert!(name(&encoded, None).is_err());
+    fn names_are_taken_as_they_stand() {
+        let text = "<Contents><Key>a+b%2B &amp;\u{1}&#2;</Key><Size>3</Size>\
+                    <Generation>7</Generation><LastModified>2023-11-14T22:13:20.987Z</LastModified>\
+                    </Contents>";
+        let item = item(&Node::parse(text.as_bytes()).unwrap()).unwrap();
+        assert_eq!(item.name, "a+b%2B &\u{1}\u{2}");
+        assert_eq!(item.meta.unwrap().etag.as_str(), "7-1");
     }
 
     #[test]

@@ -155,7 +155,7 @@ impl GcsStore {
 
     pub(super) async fn uploads(&self, request: &UploadListRequest) -> Result<UploadList> {
         let limit = request.max_uploads.to_string();
-        let mut pairs = vec![("uploads", ""), ("encoding-type", "url"), ("max-uploads", &limit)];
+        let mut pairs = vec![("uploads", ""), ("max-uploads", &limit)];
         if !request.prefix.is_empty() {
             pairs.push(("prefix", &request.prefix));
         }
@@ -170,7 +170,7 @@ impl GcsStore {
         let root = Node::parse(&document(answer).await?)?;
         let mut uploads = Vec::new();
         for upload in root.all("Upload") {
-            let Ok(key) = ObjectKey::new(name(&root, upload.text_of("Key"))?) else { continue };
+            let Ok(key) = ObjectKey::new(name(upload.text_of("Key"))?) else { continue };
             let id = upload.text_of("UploadId").map(str::trim).ok_or_else(|| unreadable("id"))?;
             let initiated = upload.text_of("Initiated").and_then(time);
             uploads.push(UploadEntry { key, upload: UploadId(id.into()), initiated });
