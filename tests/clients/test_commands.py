@@ -104,7 +104,7 @@ def test_warm_says_what_is_absent(sidecar, origins, prefix, tmp_path):
 
 
 def exports(log: str) -> dict:
-    return dict(re.findall(r"export ([A-Z0-9_]+)=['\"]?([^'\"\s]+)", log))
+    return dict(re.findall(r"export ([A-Z0-9_]+)=['\"]?([^'\"\s;)]+)", log))
 
 
 def test_generated_keys_work_as_printed(origins):

@@ -32,9 +32,16 @@ fn faults() -> Vec<Fault> {
     ]
 }
 
-/// Faults after which a retry must lead to the right bytes: the origin is merely unwell.
+/// Faults after which a retry must lead to the right bytes: the origin is merely unwell. After the
+/// others, which contradict themselves, a clear error is enough.
 fn passes(fault: &Fault) -> bool {
-    !matches!(fault, Fault::ChangedEtag(_) | Fault::WholeObject)
+    !matches!(
+        fault,
+        Fault::ChangedEtag(_)
+            | Fault::WholeObject
+            | Fault::ShortBody { .. }
+            | Fault::LongContentLength { .. }
+    )
 }
 
 async fn put_all(origin: &Running, prefix: &str) -> Vec<(Fault, String, Bytes)> {
