@@ -24,7 +24,7 @@ use crate::failure::Failure;
 use crate::target::Query;
 
 /// How far a client's clock may be off, as in S3.
-const MAX_SKEW: Duration = Duration::from_secs(15 * 60);
+const MAX_SKEW: Duration = Duration::from_mins(15);
 
 /// Who may use the endpoint.
 #[derive(Debug, Clone)]
@@ -91,12 +91,12 @@ impl Refusal {
 
 /// A refusal and what the client is told.
 #[derive(Debug)]
-pub(crate) struct Refused(pub(crate) Refusal, pub(crate) Box<Failure>);
+pub(crate) struct Refused(pub(crate) Refusal, pub(crate) Failure);
 
 type Checked<T> = Result<T, Refused>;
 
 fn refuse<T>(reason: Refusal, code: S3ErrorCode, message: impl Into<String>) -> Checked<T> {
-    Err(Refused(reason, Box::new(Failure::new(code, message))))
+    Err(Refused(reason, Failure::new(code, message)))
 }
 
 fn malformed<T>(message: impl Into<String>) -> Checked<T> {
@@ -231,7 +231,7 @@ fn parse_amz_date(text: &str) -> Option<SystemTime> {
 
 impl From<Refused> for Failure {
     fn from(refused: Refused) -> Self {
-        *refused.1
+        refused.1
     }
 }
 

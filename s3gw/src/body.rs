@@ -126,10 +126,11 @@ impl Plan {
             let (mut reader, mut held): (Reader, Option<Bytes>) = state?;
             loop {
                 match reader.piece().await {
-                    Ok(Some(piece)) => match held.replace(piece) {
-                        Some(ready) => return Some((Ok(ready), Some((reader, held)))),
-                        None => {}
-                    },
+                    Ok(Some(piece)) => {
+                        if let Some(ready) = held.replace(piece) {
+                            return Some((Ok(ready), Some((reader, held))));
+                        }
+                    }
                     Ok(None) => return held.map(|last| (Ok(last), None)),
                     Err(failure) => return Some((Err(reader.fail(failure)), None)),
                 }
@@ -211,13 +212,11 @@ impl Reader {
                 let data = std::mem::take(&mut self.input);
                 return self.take(data).map(Some);
             }
-            match self.receive().await? {
-                Some(bytes) => self.input = bytes,
-                None => {
-                    self.finish()?;
-                    return Ok(None);
-                }
-            }
+            let Some(bytes) = self.receive().await? else {
+                self.finish()?;
+                return Ok(None);
+            };
+            self.input = bytes;
         }
     }
 
@@ -239,11 +238,11 @@ impl Reader {
                 }
                 // HTTP trailers have no meaning in S3.
                 Some(Ok(frame)) => {
-                    if let Ok(data) = frame.into_data() {
-                        if !data.is_empty() {
-                            self.metrics.received(data.len());
-                            return Ok(Some(data));
-                        }
+                    if let Ok(data) = frame.into_data()
+                        && !data.is_empty()
+                    {
+                        self.metrics.received(data.len());
+                        return Ok(Some(data));
                     }
                 }
             }
@@ -343,10 +342,10 @@ impl Reader {
             }
             signed.push((name, value));
         }
-        if let (Some(signer), true) = (&mut self.signer, self.trailer_signature) {
-            if !signer.trailer(&signed, &signature.unwrap_or_default()) {
-                return Err(wrong_chunk_signature());
-            }
+        if let (Some(signer), true) = (&mut self.signer, self.trailer_signature)
+            && !signer.trailer(&signed, &signature.unwrap_or_default())
+        {
+            return Err(wrong_chunk_signature());
         }
         Ok(())
     }
@@ -370,12 +369,12 @@ fn incomplete(seen: u64, size: u64) -> Failure {
     )
 }
 
-fn broken(error: chunked::ChunkError) -> Failure {
-    Failure::new(S3ErrorCode::IncompleteBody, error.to_string())
+fn broken(error: impl std::fmt::Display) -> Failure {
+    Failure::new(S3ErrorCode::IncompleteBody, format!("{error}"))
 }
 
 fn malformed_trailer(message: String) -> Failure {
-    Failure::new(S3ErrorCode::Custom("MalformedTrailerError".into()), message).as_bad_request()
+    Failure::new(S3ErrorCode::Custom("MalformedTrailerError".into()), message).into_bad_request()
 }
 
 fn wrong_chunk_signature() -> Failure {
@@ -401,5 +400,5 @@ fn differs(algorithm: Algorithm, expected: &[u8], found: &[u8]) -> Failure {
             ),
         ),
     }
-    .as_bad_request()
+    .into_bad_request()
 }

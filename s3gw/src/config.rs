@@ -46,9 +46,9 @@ impl GatewayConfig {
             region: "us-east-1".to_owned(),
             body_memory_bytes: 64 << 20,
             max_connections: 1024,
-            header_timeout: Duration::from_secs(60),
-            body_timeout: Duration::from_secs(60),
-            send_timeout: Duration::from_secs(15 * 60),
+            header_timeout: Duration::from_mins(1),
+            body_timeout: Duration::from_mins(1),
+            send_timeout: Duration::from_mins(15),
             patience: Duration::from_secs(10),
         }
     }

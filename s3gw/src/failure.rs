@@ -10,9 +10,12 @@ use s3s::S3ErrorCode;
 use s3s::xml::{SerResult, Serialize, SerializeContent, Serializer};
 use store::{Error, ErrorKind};
 
-/// What a client gets instead of a result.
+/// What a client gets instead of a result. Boxed: results are moved far more often than they fail.
 #[derive(Debug, Clone)]
-pub(crate) struct Failure {
+pub(crate) struct Failure(Box<Details>);
+
+#[derive(Debug, Clone)]
+struct Details {
     code: S3ErrorCode,
     status: StatusCode,
     message: String,
@@ -26,7 +29,7 @@ impl Failure {
     /// A failure with the status that S3 gives the code.
     pub(crate) fn new(code: S3ErrorCode, message: impl Into<String>) -> Self {
         let status = code.status_code().unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        Self { code, status, message: message.into(), headers: HeaderMap::new() }
+        Self(Box::new(Details { code, status, message: message.into(), headers: HeaderMap::new() }))
     }
 
     /// A failure with a status of its own.
@@ -35,12 +38,16 @@ impl Failure {
         code: S3ErrorCode,
         message: impl Into<String>,
     ) -> Self {
-        Self { status, ..Self::new(code, message) }
+        let mut failure = Self::new(code, message);
+        failure.0.status = status;
+        failure
     }
 
     /// The answer to a condition that says "you have it already": headers and no body.
     pub(crate) fn not_modified(headers: HeaderMap) -> Self {
-        Self { headers, ..Self::new(S3ErrorCode::NotModified, "not modified") }
+        let mut failure = Self::new(S3ErrorCode::NotModified, "not modified");
+        failure.0.headers = headers;
+        failure
     }
 
     /// What is not served, by the name that S3 gives it.
@@ -63,35 +70,35 @@ impl Failure {
     /// The same failure with one more header.
     #[must_use]
     pub(crate) fn header(mut self, name: HeaderName, value: HeaderValue) -> Self {
-        self.headers.insert(name, value);
+        self.0.headers.insert(name, value);
         self
     }
 
     /// The same failure as the client's fault, where S3's table has no status for the code.
     #[must_use]
-    pub(crate) fn as_bad_request(mut self) -> Self {
-        self.status = StatusCode::BAD_REQUEST;
+    pub(crate) fn into_bad_request(mut self) -> Self {
+        self.0.status = StatusCode::BAD_REQUEST;
         self
     }
 
     /// The HTTP status.
     pub(crate) fn status(&self) -> StatusCode {
-        self.status
+        self.0.status
     }
 
     /// The S3 code.
     pub(crate) fn code(&self) -> &S3ErrorCode {
-        &self.code
+        &self.0.code
     }
 
     /// The sentence.
     pub(crate) fn message(&self) -> &str {
-        &self.message
+        &self.0.message
     }
 
     /// Headers that go with it.
     pub(crate) fn headers(&self) -> &HeaderMap {
-        &self.headers
+        &self.0.headers
     }
 
     /// The `Error` document.
@@ -166,8 +173,8 @@ impl Serialize for ErrorDocument<'_> {
 
 impl SerializeContent for ErrorDocument<'_> {
     fn serialize_content<W: std::io::Write>(&self, s: &mut Serializer<W>) -> SerResult {
-        s.content("Code", self.failure.code.as_str())?;
-        s.content("Message", self.failure.message.as_str())?;
+        s.content("Code", self.failure.code().as_str())?;
+        s.content("Message", self.failure.message())?;
         s.content("Resource", self.resource)?;
         s.content("RequestId", self.request)
     }

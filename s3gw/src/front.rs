@@ -255,7 +255,7 @@ fn refusal(failure: &Failure, resource: &str, request_id: &str) -> Reply {
         Reply::empty(failure.status())
     } else {
         let document = render(&failure.document(resource, request_id));
-        Reply::xml(failure.status(), document.unwrap_or_default())
+        Reply::xml(failure.status(), &document.unwrap_or_default())
     };
     reply.headers.extend(failure.headers().clone());
     reply

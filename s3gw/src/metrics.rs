@@ -209,7 +209,7 @@ mod tests {
         drop(guard);
         assert_eq!(metrics.in_flight(), 0);
         let get = &metrics.0.operations[Operation::GetObject as usize];
-        assert_eq!(get.by_class.iter().map(|c| c.get()).collect::<Vec<_>>(), [0, 0, 1, 0]);
+        assert_eq!(get.by_class.iter().map(IntCounter::get).collect::<Vec<_>>(), [0, 0, 1, 0]);
         assert_eq!(get.duration.get_sample_count(), 1);
     }
 }

@@ -63,14 +63,14 @@ impl Reply {
 
     /// A document with status 200.
     pub(crate) fn document<T: Serialize>(value: &T) -> Outcome<Self> {
-        Ok(Self::xml(StatusCode::OK, render(value)?))
+        Ok(Self::xml(StatusCode::OK, &render(value)?))
     }
 
     /// A rendered document, less its declaration.
-    pub(crate) fn xml(status: StatusCode, document: Bytes) -> Self {
+    pub(crate) fn xml(status: StatusCode, document: &[u8]) -> Self {
         let mut whole = Vec::with_capacity(DECLARATION.len() + document.len());
         whole.extend_from_slice(DECLARATION.as_bytes());
-        whole.extend_from_slice(&document);
+        whole.extend_from_slice(document);
         let mut reply = Self { body: ReplyBody::Full(whole.into()), ..Self::empty(status) };
         reply.headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/xml"));
         reply
@@ -86,7 +86,7 @@ impl Reply {
     ) -> Outcome<Self> {
         let mut operation = Box::pin(operation);
         if let Ok(done) = tokio::time::timeout(patience, &mut operation).await {
-            return done.map(|document| Self::xml(StatusCode::OK, document));
+            return done.map(|document| Self::xml(StatusCode::OK, &document));
         }
         let document = operation.map(|done| done.unwrap_or_else(render_error)).boxed();
         let mut reply = Self::empty(StatusCode::OK);
@@ -115,10 +115,9 @@ impl Reply {
     ) -> Response<GuardedBody> {
         let Self { status, mut headers, body } = self;
         let length = match &body {
-            ReplyBody::Empty => None,
+            ReplyBody::Empty | ReplyBody::Patient(_) => None,
             ReplyBody::Full(bytes) => Some(bytes.len() as u64),
             ReplyBody::Stream(_, left) => Some(*left),
-            ReplyBody::Patient(_) => None,
         };
         if let Some(length) = length.filter(|_| !headers.contains_key(CONTENT_LENGTH)) {
             headers.insert(CONTENT_LENGTH, length.into());

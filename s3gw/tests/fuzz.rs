@@ -5,6 +5,8 @@
 //! accepted means the same when it is written again. The seed is printed, and taken from
 //! `WARPDRIVE_FUZZ_SEED`, so that a failure can be run again.
 
+#![allow(clippy::unwrap_used)] // Helpers of tests fail like tests.
+
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -229,8 +231,7 @@ fn payload_words() {
         let Ok(text) = std::str::from_utf8(input) else { return false };
         match PayloadHash::parse(text) {
             Some(PayloadHash::Exact(digest)) => {
-                let hex: String = digest.iter().map(|b| format!("{b:02x}")).collect();
-                assert_eq!(hex, text.to_ascii_lowercase());
+                assert_eq!(hex::encode(digest), text.to_ascii_lowercase());
                 true
             }
             Some(_) => true,

@@ -3,6 +3,8 @@
 //! Invariant: 32 uploads of 64 MiB at once, 2 GiB in all, stay under 256 MiB of resident memory.
 //! The store behind counts and throws away, so that what is measured is the endpoint.
 
+#![allow(clippy::unwrap_used)] // Helpers of tests fail like tests.
+
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 

@@ -21,7 +21,7 @@ const SECRET_ALPHABET: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstu
 
 /// How long a client may keep what the credentials endpoint said. The key does not change while
 /// the process lives; asking again after a restart is what makes this finite.
-const CREDENTIALS_LIFETIME: Duration = Duration::from_secs(12 * 3600);
+const CREDENTIALS_LIFETIME: Duration = Duration::from_hours(12);
 
 /// An access key: an id that is public and a secret that is not.
 #[derive(Debug, Clone)]

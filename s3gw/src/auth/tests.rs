@@ -73,7 +73,7 @@ fn documented_headers() {
     let lifecycle = v4(plain, "fea454ca298b7da1c68078a5d1bdbfbbe0d65c699e0f91ac7a200a0136783543");
     let list = v4(plain, "34b48302e7b5fa45bde8084f4b7868a86f0a534bc59db6670ed5711ef69dc6f7");
     let put_hash = "44ce7dd67c959e0d3524ffac1771dfbba87d2b6b4b4e99e42034a8b803f8b072";
-    let cases: [(&str, &str, Vec<(&str, &str)>); 4] = [
+    for (method, url, headers) in [
         (
             "GET",
             "/test.txt",
@@ -93,8 +93,7 @@ fn documented_headers() {
         ),
         ("GET", "/?lifecycle", vec![host, hash, date, ("authorization", &lifecycle)]),
         ("GET", "/?max-keys=2&prefix=J", vec![host, hash, date, ("authorization", &list)]),
-    ];
-    for (method, url, headers) in cases {
+    ] {
         let sent =
             Sent { method, url, headers: &headers, now: at("20130524T000900Z"), host_bucket: None };
         sent.check().unwrap_or_else(|e| panic!("{method} {url}: {e:?}"));
@@ -284,4 +283,48 @@ proptest! {
         prop_assert_eq!(parsed.signature, signature);
         prop_assert_eq!(parsed.signed_headers, names);
     }
+}
+
+/// The same page's example with trailing headers.
+#[test]
+fn documented_chunks_with_a_trailer() {
+    let authorization = v4(
+        "content-encoding;host;x-amz-content-sha256;x-amz-date;x-amz-decoded-content-length;\
+         x-amz-storage-class;x-amz-trailer",
+        "106e2a8a18243abcf37539882f36619c00e2dfc72633413f02d3b74544bfeb8e",
+    );
+    let payload = Sent {
+        method: "PUT",
+        url: "/examplebucket/chunkObject.txt",
+        headers: &[
+            ("host", "s3.amazonaws.com"),
+            ("x-amz-date", "20130524T000000Z"),
+            ("x-amz-storage-class", "REDUCED_REDUNDANCY"),
+            ("x-amz-content-sha256", "STREAMING-AWS4-HMAC-SHA256-PAYLOAD-TRAILER"),
+            ("content-encoding", "aws-chunked"),
+            ("x-amz-decoded-content-length", "66560"),
+            ("x-amz-trailer", "x-amz-checksum-crc32c"),
+            ("content-length", "66824"),
+            ("authorization", &authorization),
+        ],
+        now: at("20130524T000000Z"),
+        host_bucket: None,
+    }
+    .check()
+    .unwrap();
+    let mut signer = payload.signer.unwrap();
+    for (length, signature) in [
+        (65536, "b474d8862b1487a5145d686f57f013e54db672cee1c953b3010fb58501ef5aa2"),
+        (1024, "1c1344b170168f8e65b41376b44b20fe354e373826ccbbe2c1d40a8cae51e5c7"),
+        (0, "2ca2aba2005185cf7159c6277faf83795951dd77a3a99e6e65d5c9f85863f992"),
+    ] {
+        let mut digest = Streaming::default();
+        digest.update(&vec![b'a'; length]);
+        assert!(signer.chunk(digest, signature), "{length}");
+    }
+    let trailers = [("x-amz-checksum-crc32c".to_owned(), "sOO8/Q==".to_owned())];
+    assert!(
+        signer
+            .trailer(&trailers, "d81f82fc3505edab99d459891051a732e8730629a2e4a59689829ca17fe2e435")
+    );
 }

@@ -512,7 +512,7 @@ impl ChunkSigner {
     pub(crate) fn trailer(&mut self, headers: &[(String, String)], signature: &str) -> bool {
         let mut lines = String::new();
         for (name, value) in headers {
-            let _ = write!(lines, "{name}:{value}\n");
+            let _ = writeln!(lines, "{name}:{value}");
         }
         let digest = sha256_hex(lines.as_bytes());
         let text = format!(

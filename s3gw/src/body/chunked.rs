@@ -191,7 +191,9 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn decode(pieces: &[&[u8]]) -> Result<(Vec<u8>, Vec<(String, String)>, bool), ChunkError> {
+    type Decoded = (Vec<u8>, Vec<(String, String)>, bool);
+
+    fn decode(pieces: &[&[u8]]) -> Result<Decoded, ChunkError> {
         let mut decoder = ChunkDecoder::default();
         let (mut data, mut trailers, mut ended) = (Vec::new(), Vec::new(), false);
         let mut take = |event| match event {

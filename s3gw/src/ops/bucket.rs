@@ -16,7 +16,7 @@ use crate::reply::Reply;
 /// The region whose buckets S3 reports with an empty location.
 const UNNAMED_REGION: &str = "us-east-1";
 
-/// ListBuckets.
+/// `ListBuckets`.
 pub(super) fn list(call: &Call) -> Outcome<Reply> {
     let prefix = call.query.non_empty("prefix").unwrap_or_default();
     let after = call.query.non_empty("continuation-token");
@@ -45,7 +45,7 @@ pub(super) fn list(call: &Call) -> Outcome<Reply> {
     })
 }
 
-/// HeadBucket.
+/// `HeadBucket`.
 pub(super) fn head(call: &Call) -> Outcome<Reply> {
     call.bucket()?;
     let mut reply = Reply::empty(StatusCode::OK);
@@ -53,7 +53,7 @@ pub(super) fn head(call: &Call) -> Outcome<Reply> {
     Ok(reply)
 }
 
-/// CreateBucket.
+/// `CreateBucket`.
 pub(super) fn create(call: &Call) -> Outcome<Reply> {
     let name = &call.target.bucket;
     if call.front.namespace.bucket(name).is_none() {
@@ -70,7 +70,7 @@ pub(super) fn create(call: &Call) -> Outcome<Reply> {
     Ok(reply)
 }
 
-/// GetBucketLocation.
+/// `GetBucketLocation`.
 pub(super) fn location(call: &Call) -> Outcome<Reply> {
     call.bucket()?;
     let region = &call.front.region;
@@ -79,25 +79,25 @@ pub(super) fn location(call: &Call) -> Outcome<Reply> {
     })
 }
 
-/// GetBucketVersioning: never enabled.
+/// `GetBucketVersioning`: never enabled.
 pub(super) fn versioning(call: &Call) -> Outcome<Reply> {
     call.bucket()?;
     Reply::document(&dto::GetBucketVersioningOutput::default())
 }
 
-/// GetBucketTagging: there are none, which S3 reports as an error.
+/// `GetBucketTagging`: there are none, which S3 reports as an error.
 pub(super) fn tagging(call: &Call) -> Outcome<Reply> {
     call.bucket()?;
     Err(Failure::new(S3ErrorCode::NoSuchTagSet, "The TagSet does not exist"))
 }
 
-/// GetBucketAcl: the owner may do everything.
+/// `GetBucketAcl`: the owner may do everything.
 pub(super) fn acl(call: &Call) -> Outcome<Reply> {
     call.bucket()?;
     Reply::document(&dto::GetBucketAclOutput { grants: Some(grants()), owner: Some(owner()) })
 }
 
-/// GetBucketPolicyStatus: nothing is public.
+/// `GetBucketPolicyStatus`: nothing is public.
 pub(super) fn policy_status(call: &Call) -> Outcome<Reply> {
     call.bucket()?;
     Reply::document(&dto::PolicyStatus { is_public: Some(false) })

@@ -1,4 +1,4 @@
-//! CopyObject and UploadPartCopy.
+//! `CopyObject` and `UploadPartCopy`.
 //!
 //! Invariant: a copy is of one version of its source, the one that the conditions were decided on.
 //! Within a bucket the store copies; between buckets bytes stream from one to the other and are
@@ -142,13 +142,13 @@ pub(super) async fn part(call: Call) -> Outcome<Reply> {
     let patience = call.front.patience;
     let copy = async move {
         let meta = checked(&call, &source).await?;
-        if let ByteRange::Bounded(_, end) = range {
-            if end > meta.size {
-                return Err(Failure::invalid_argument(format!(
-                    "Range specified is not valid for source object of size: {}",
-                    meta.size
-                )));
-            }
+        if let ByteRange::Bounded(_, end) = range
+            && end > meta.size
+        {
+            return Err(Failure::invalid_argument(format!(
+                "Range specified is not valid for source object of size: {}",
+                meta.size
+            )));
         }
         let body = stream(&call, &source, &meta, range).await?;
         let part = bucket.store.put_part(&to, &upload, number, body).await?;

@@ -1,4 +1,4 @@
-//! DeleteObject and DeleteObjects.
+//! `DeleteObject` and `DeleteObjects`.
 //!
 //! Invariant: what was not there counts as deleted; in a batch every key has its own result, and
 //! one key's error is no other's.
@@ -67,7 +67,8 @@ pub(super) async fn many(mut call: Call) -> Outcome<Reply> {
         match result {
             Ok(()) if quiet => {}
             Ok(()) => {
-                deleted.push(dto::DeletedObject { key: Some(key), ..dto::DeletedObject::default() })
+                deleted
+                    .push(dto::DeletedObject { key: Some(key), ..dto::DeletedObject::default() });
             }
             Err(failure) => errors.push(dto::Error {
                 code: Some(failure.code().as_str().to_owned()),

@@ -1,4 +1,4 @@
-//! ListObjects, ListObjectsV2 and ListObjectVersions.
+//! `ListObjects`, `ListObjectsV2` and `ListObjectVersions`.
 //!
 //! Invariant: keys and common prefixes come in byte order, each once over all pages; a page is
 //! filled as far as there are keys, however small the store's pages are. With `encoding-type=url`
@@ -170,7 +170,7 @@ fn objects(page: &Page, encoding: Encoding, with_owner: bool) -> Vec<dto::Object
         .collect()
 }
 
-/// ListObjects.
+/// `ListObjects`.
 pub(super) async fn v1(call: &Call) -> Outcome<Reply> {
     let bucket = call.bucket()?;
     let asked = Asked::of(&call.query)?;
@@ -193,7 +193,7 @@ pub(super) async fn v1(call: &Call) -> Outcome<Reply> {
     })
 }
 
-/// ListObjectsV2.
+/// `ListObjectsV2`.
 pub(super) async fn v2(call: &Call) -> Outcome<Reply> {
     let bucket = call.bucket()?;
     let query = &call.query;
@@ -208,7 +208,7 @@ pub(super) async fn v2(call: &Call) -> Outcome<Reply> {
         name: Some(bucket.name.to_string()),
         prefix: Some(encoding.text(asked.prefix)),
         max_keys: Some(asked.max_keys.cast_signed()),
-        key_count: Some(page.len() as i32),
+        key_count: Some((page.len() as u32).cast_signed()),
         continuation_token: continuation.map(str::to_owned),
         is_truncated: Some(page.next.is_some()),
         next_continuation_token: page.next.as_ref().map(|next| URL_SAFE_NO_PAD.encode(next)),
@@ -230,7 +230,7 @@ fn read_token(text: &str) -> Outcome<String> {
         .ok_or_else(|| Failure::invalid_argument("The continuation token provided is incorrect"))
 }
 
-/// ListObjectVersions: of each object the one version that there is.
+/// `ListObjectVersions`: of each object the one version that there is.
 pub(super) async fn versions(call: &Call) -> Outcome<Reply> {
     let bucket = call.bucket()?;
     let asked = Asked::of(&call.query)?;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use http::StatusCode;
 use http::header::ETAG;
 use s3s::{S3ErrorCode, dto};
-use store::{ETag, PutOptions, UploadEntry, UploadId, UploadListRequest};
+use store::{Bucket, ETag, PutOptions, UploadEntry, UploadId, UploadListRequest};
 
 use super::list::{Encoding, rolled_up};
 use super::write::add_checksums;
@@ -29,7 +29,7 @@ const MAX_DOCUMENT_BYTES: u64 = 8 << 20;
 /// Most parts or uploads in a page, as in S3.
 const MAX_PAGE: u32 = 1000;
 
-/// CreateMultipartUpload.
+/// `CreateMultipartUpload`.
 pub(super) async fn create(call: &Call) -> Outcome<Reply> {
     let bucket = call.writable_bucket()?;
     let key = call.key()?;
@@ -62,7 +62,7 @@ pub(super) fn part_number(call: &Call) -> Outcome<u16> {
     }
 }
 
-/// UploadPart.
+/// `UploadPart`.
 pub(super) async fn part(mut call: Call) -> Outcome<Reply> {
     let bucket = call.writable_bucket()?;
     let key = call.key()?;
@@ -80,7 +80,7 @@ pub(super) async fn part(mut call: Call) -> Outcome<Reply> {
     Ok(reply)
 }
 
-/// CompleteMultipartUpload.
+/// `CompleteMultipartUpload`.
 pub(super) async fn complete(mut call: Call) -> Outcome<Reply> {
     let bucket = call.writable_bucket()?;
     let key = call.key()?;
@@ -140,14 +140,14 @@ fn listed_parts(document: &[u8]) -> Outcome<Vec<(u16, ETag)>> {
     Ok(parts)
 }
 
-/// AbortMultipartUpload.
+/// `AbortMultipartUpload`.
 pub(super) async fn abort(call: &Call) -> Outcome<Reply> {
     let bucket = call.writable_bucket()?;
     bucket.store.abort_upload(&call.key()?, &upload_id(call)?).await?;
     Ok(Reply::empty(StatusCode::NO_CONTENT))
 }
 
-/// ListParts.
+/// `ListParts`.
 pub(super) async fn list_parts(call: &Call) -> Outcome<Reply> {
     let bucket = call.bucket()?;
     let key = call.key()?;
@@ -178,92 +178,121 @@ pub(super) async fn list_parts(call: &Call) -> Outcome<Reply> {
         is_truncated: Some(list.next.is_some() && most > 0),
         parts: Some(parts),
         owner: Some(owner()),
-        initiator: Some(dto::Initiator { display_name: owner().display_name, id: owner().id }),
+        initiator: Some(initiator()),
         storage_class: Some(dto::StorageClass::from_static(dto::StorageClass::STANDARD)),
         ..dto::ListPartsOutput::default()
     })
 }
 
-/// ListMultipartUploads.
+/// Where a listing of uploads goes on, and what it rolls up.
+struct AskedUploads<'q> {
+    prefix: &'q str,
+    delimiter: Option<&'q str>,
+    key_marker: Option<&'q str>,
+    id_marker: Option<&'q str>,
+    max_uploads: u32,
+}
+
+#[derive(Default)]
+struct UploadsPage {
+    uploads: Vec<UploadEntry>,
+    prefixes: Vec<String>,
+    truncated: bool,
+}
+
+impl UploadsPage {
+    /// Takes an upload, unless the page is full or what it rolls up into is there already.
+    fn take(&mut self, asked: &AskedUploads<'_>, entry: UploadEntry) {
+        let rolled = rolled_up(entry.key.as_str(), asked.prefix, asked.delimiter);
+        let listed = rolled.is_some()
+            && (rolled.as_deref() == asked.key_marker || self.prefixes.last() == rolled.as_ref());
+        if listed {
+            return;
+        }
+        if self.uploads.len() + self.prefixes.len() == asked.max_uploads as usize {
+            self.truncated = true;
+            return;
+        }
+        match rolled {
+            Some(rolled) => self.prefixes.push(rolled),
+            None => self.uploads.push(entry),
+        }
+    }
+
+    /// The markers of the next page.
+    fn next(&self) -> Option<(String, Option<String>)> {
+        let upload = self.uploads.last().map(|u| (u.key.to_string(), Some(u.upload.0.to_string())));
+        let prefix = self.prefixes.last().map(|p| (p.clone(), None));
+        upload.max(prefix).filter(|_| self.truncated)
+    }
+}
+
+async fn fill(bucket: &Bucket, asked: &AskedUploads<'_>) -> Outcome<UploadsPage> {
+    let mut page = UploadsPage::default();
+    if asked.max_uploads == 0 {
+        return Ok(page);
+    }
+    let id = asked.id_marker.map(str::to_owned);
+    let mut after = asked.key_marker.map(|key| (key.to_owned(), id));
+    // A page of the store may roll up into fewer entries than were asked for.
+    loop {
+        let request = UploadListRequest {
+            prefix: asked.prefix.to_owned(),
+            after,
+            max_uploads: MAX_PAGE as usize,
+        };
+        let list = bucket.store.list_uploads(&request).await?;
+        after = list.uploads.last().map(|u| (u.key.to_string(), Some(u.upload.0.to_string())));
+        for entry in list.uploads {
+            page.take(asked, entry);
+        }
+        if page.truncated || !list.truncated || after.is_none() {
+            return Ok(page);
+        }
+    }
+}
+
+/// `ListMultipartUploads`.
 pub(super) async fn list_uploads(call: &Call) -> Outcome<Reply> {
     let bucket = call.bucket()?;
     let query = &call.query;
     let encoding = Encoding::of(query)?;
-    let prefix = query.get("prefix").unwrap_or_default();
-    let delimiter = query.non_empty("delimiter");
-    let most = query.number("max-uploads")?.unwrap_or(MAX_PAGE).min(MAX_PAGE) as usize;
     let key_marker = query.non_empty("key-marker");
-    let id_marker = key_marker.and_then(|_| query.non_empty("upload-id-marker"));
-    let mut after = key_marker.map(|key| (key.to_owned(), id_marker.map(str::to_owned)));
-    let (mut uploads, mut prefixes): (Vec<UploadEntry>, Vec<String>) = (Vec::new(), Vec::new());
-    let mut truncated = false;
-    // A page of the store may roll up into fewer entries than were asked for.
-    'pages: while most > 0 {
-        let request = UploadListRequest {
-            prefix: prefix.to_owned(),
-            after: after.clone(),
-            max_uploads: MAX_PAGE as usize,
-        };
-        let page = bucket.store.list_uploads(&request).await?;
-        for entry in page.uploads {
-            let position = (entry.key.to_string(), Some(entry.upload.0.to_string()));
-            let rolled = rolled_up(entry.key.as_str(), prefix, delimiter);
-            if rolled.is_some() && rolled.as_deref() == key_marker {
-                after = Some(position);
-                continue;
-            }
-            if rolled.is_some() && prefixes.last() == rolled.as_ref() {
-                after = Some(position);
-                continue;
-            }
-            if uploads.len() + prefixes.len() == most {
-                truncated = true;
-                break 'pages;
-            }
-            match rolled {
-                Some(rolled) => prefixes.push(rolled),
-                None => uploads.push(entry),
-            }
-            after = Some(position);
-        }
-        if !page.truncated {
-            break;
-        }
-    }
-    let last_upload = uploads.last().map(|u| (u.key.to_string(), Some(u.upload.0.to_string())));
-    let last_prefix = prefixes.last().map(|p| (p.clone(), None));
-    let next = [last_upload, last_prefix].into_iter().flatten().max().filter(|_| truncated);
+    let asked = AskedUploads {
+        prefix: query.get("prefix").unwrap_or_default(),
+        delimiter: query.non_empty("delimiter"),
+        key_marker,
+        id_marker: key_marker.and_then(|_| query.non_empty("upload-id-marker")),
+        max_uploads: query.number("max-uploads")?.unwrap_or(MAX_PAGE).min(MAX_PAGE),
+    };
+    let page = fill(&bucket, &asked).await?;
+    let next = page.next();
+    let uploads = page.uploads.iter().map(|upload| dto::MultipartUpload {
+        key: Some(encoding.text(upload.key.as_str())),
+        upload_id: Some(upload.upload.0.to_string()),
+        initiated: upload.initiated.map(Into::into),
+        owner: Some(owner()),
+        initiator: Some(initiator()),
+        storage_class: Some(dto::StorageClass::from_static(dto::StorageClass::STANDARD)),
+        ..dto::MultipartUpload::default()
+    });
     Reply::document(&dto::ListMultipartUploadsOutput {
         bucket: Some(bucket.name.to_string()),
-        prefix: Some(encoding.text(prefix)),
-        delimiter: delimiter.map(|d| encoding.text(d)),
+        prefix: Some(encoding.text(asked.prefix)),
+        delimiter: asked.delimiter.map(|d| encoding.text(d)),
         encoding_type: encoding.echo(),
         key_marker: Some(encoding.text(key_marker.unwrap_or_default())),
-        upload_id_marker: Some(id_marker.unwrap_or_default().to_owned()),
-        max_uploads: Some(most as i32),
-        is_truncated: Some(truncated),
+        upload_id_marker: Some(asked.id_marker.unwrap_or_default().to_owned()),
+        max_uploads: Some(asked.max_uploads.cast_signed()),
+        is_truncated: Some(page.truncated),
         next_key_marker: next.as_ref().map(|(key, _)| encoding.text(key)),
         next_upload_id_marker: next.and_then(|(_, id)| id),
-        common_prefixes: Some(encoding.prefixes(&prefixes)),
-        uploads: Some(
-            uploads
-                .iter()
-                .map(|upload| dto::MultipartUpload {
-                    key: Some(encoding.text(upload.key.as_str())),
-                    upload_id: Some(upload.upload.0.to_string()),
-                    initiated: upload.initiated.map(Into::into),
-                    owner: Some(owner()),
-                    initiator: Some(dto::Initiator {
-                        display_name: owner().display_name,
-                        id: owner().id,
-                    }),
-                    storage_class: Some(dto::StorageClass::from_static(
-                        dto::StorageClass::STANDARD,
-                    )),
-                    ..dto::MultipartUpload::default()
-                })
-                .collect(),
-        ),
+        common_prefixes: Some(encoding.prefixes(&page.prefixes)),
+        uploads: Some(uploads.collect()),
         request_charged: None,
     })
+}
+
+fn initiator() -> dto::Initiator {
+    dto::Initiator { display_name: owner().display_name, id: owner().id }
 }

@@ -1,4 +1,4 @@
-//! GetObject, HeadObject and what can be asked about an object.
+//! `GetObject`, `HeadObject` and what can be asked about an object.
 //!
 //! Invariant: conditions are decided on the version whose bytes are sent; headers and bytes of an
 //! answer belong to one version. A range that names no byte is 416 with the object's size.
@@ -126,7 +126,7 @@ fn unsatisfiable(size: u64) -> Failure {
     }
 }
 
-/// GetObjectAttributes: those that are asked for and known.
+/// `GetObjectAttributes`: those that are asked for and known.
 pub(super) async fn attributes(call: &Call) -> Outcome<Reply> {
     let meta = call.bucket()?.store.head(&call.key()?).await?;
     let asked = call.header("x-amz-object-attributes").unwrap_or_default();
@@ -145,7 +145,7 @@ pub(super) async fn attributes(call: &Call) -> Outcome<Reply> {
     Ok(reply)
 }
 
-/// GetObjectAcl: the owner may do everything.
+/// `GetObjectAcl`: the owner may do everything.
 pub(super) async fn acl(call: &Call) -> Outcome<Reply> {
     call.bucket()?.store.head(&call.key()?).await?;
     Reply::document(&dto::GetObjectAclOutput {
@@ -155,7 +155,7 @@ pub(super) async fn acl(call: &Call) -> Outcome<Reply> {
     })
 }
 
-/// GetObjectTagging: there are no tags.
+/// `GetObjectTagging`: there are no tags.
 pub(super) async fn tagging(call: &Call) -> Outcome<Reply> {
     call.bucket()?.store.head(&call.key()?).await?;
     Reply::document(&dto::GetObjectTaggingOutput { tag_set: Vec::new(), version_id: None })

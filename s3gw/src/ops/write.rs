@@ -1,4 +1,4 @@
-//! PutObject.
+//! `PutObject`.
 //!
 //! Invariant: 200 means that the store has the whole object and every announced checksum was
 //! right. A condition that fails already is told before a waiting client sends its body.

@@ -139,19 +139,19 @@ async fn uploads_share_the_memory_for_bodies() {
     let mut config = config(s3gw::Access::Anonymous);
     config.body_memory_bytes = 2 << 20;
     let endpoint = std::sync::Arc::new(start(config).await);
-    let uploads: Vec<_> = (0..12)
+    let uploads: Vec<_> = (0..12u8)
         .map(|i| {
             let endpoint = endpoint.clone();
-            tokio::spawn(async move {
-                endpoint.put(&format!("/b/{i}"), &vec![i as u8; 3 << 20]).await.status
-            })
+            tokio::spawn(
+                async move { endpoint.put(&format!("/b/{i}"), &vec![i; 3 << 20]).await.status },
+            )
         })
         .collect();
     for upload in uploads {
         assert_eq!(upload.await.unwrap(), 200);
     }
-    for i in 0..12 {
+    for i in 0..12u8 {
         let body = endpoint.get(&format!("/b/{i}")).await.body;
-        assert!(body.len() == 3 << 20 && body.iter().all(|b| *b == i as u8), "{i}");
+        assert!(body.len() == 3 << 20 && body.iter().all(|b| *b == i), "{i}");
     }
 }

@@ -1,4 +1,4 @@
-//! GetObject and HeadObject: ranges, conditions, headers, keys.
+//! `GetObject` and `HeadObject`: ranges, conditions, headers, keys.
 
 use store::ErrorKind;
 use store::testing::{Fault, Operation};

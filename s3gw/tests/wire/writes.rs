@@ -1,4 +1,4 @@
-//! PutObject, copies and deletions: what is announced is verified, what is wrong changes nothing.
+//! `PutObject`, copies and deletions: what is announced is verified, what is wrong changes nothing.
 
 use std::time::Duration;
 
@@ -76,7 +76,7 @@ async fn lengths() {
     let mut stream = endpoint.connect().await;
     let head = "PUT /b/cut HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1000000\r\n\r\n";
     stream.write_all(head.as_bytes()).await.unwrap();
-    stream.write_all(&[7; 400_000]).await.unwrap();
+    stream.write_all(&vec![7; 400_000]).await.unwrap();
     drop(stream);
     // A client that does not say how much.
     let headers = &[("transfer-encoding", "chunked"), ("content-length-is", "unknown")];
