@@ -4,17 +4,19 @@
 //! however many bucket names it has. No origin is contacted here, so one that is down does not
 //! keep the others from being served.
 
+mod later;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use backends::Opened;
 use cache::{Cache, CacheConfig, CachedStore, DiskConfig, Immutable, StorePolicy};
 use prometheus::Registry;
 use store::{Bucket, BucketName, Namespace};
 
 use crate::config::{BackendSettings, CacheSettings, Freshness, Settings};
 use crate::metrics::Metrics;
+pub(crate) use later::OpenedOrigin;
 
 /// What a sidecar is made of, below its front ends.
 pub(crate) struct Assembly {
@@ -37,7 +39,7 @@ pub(crate) struct Origin {
     /// What the file says of it.
     pub(crate) settings: BackendSettings,
     /// The origin itself, for its health.
-    pub(crate) opened: Opened,
+    pub(crate) opened: OpenedOrigin,
     /// The origin as everyone reads it.
     pub(crate) store: Arc<CachedStore>,
 }
@@ -70,14 +72,14 @@ impl Assembly {
         let mut origins = Vec::with_capacity(settings.backends.len());
         for backend in &settings.backends {
             let name = &backend.name;
-            let opened = backends::open(name.as_str(), &backend.origin, &backend_metrics).await;
+            let opened = OpenedOrigin::open(backend, &backend_metrics).await;
             let status = if opened.is_ok() { "success" } else { "failure" };
             metrics.auth_refresh.with_label_values(&[backend.kind, status]).inc();
             let opened = opened.map_err(|error| AssemblyError::Origin(name.clone(), error))?;
             let store = cache.attach(
                 name.as_str(),
-                &opened.identity,
-                Arc::clone(&opened.store),
+                opened.identity(),
+                opened.store(),
                 policy(&backend.freshness),
             );
             origins.push(Origin { settings: backend.clone(), opened, store });
@@ -85,6 +87,12 @@ impl Assembly {
         let buckets = bucket_names(settings);
         let namespace = namespace(&origins, &buckets)?;
         Ok(Self { registry, metrics, cache, origins, namespace: Arc::new(namespace), buckets })
+    }
+
+    /// The buckets of the endpoint that show an origin, by its position.
+    pub(crate) fn bucket_names(&self, index: usize) -> impl Iterator<Item = &str> {
+        let names = self.buckets.iter().filter(move |(_, at)| **at == index);
+        names.map(|(name, _)| name.as_str())
     }
 
     /// The origin that a bucket of the endpoint, or a backend of the file, names.

@@ -96,7 +96,7 @@ struct CheckArgs {
     /// The YAML file.
     #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     config: PathBuf,
-    /// Also write a small object to each origin that is not read_only, and delete it.
+    /// Also write a small object to each origin that may be written, and delete it.
     #[arg(long)]
     write: bool,
     /// Print JSON instead of a table.
@@ -253,16 +253,14 @@ fn run(args: RunArgs) -> Result<(), Stop> {
     if let Some(point) = args.mount_point {
         let point = std::path::absolute(&point)
             .map_err(|e| Stop::Unusable(format!("--mount-point {}: {e}", point.display())))?;
-        match &mut settings.mount {
-            Some(mount) => mount.point = point,
-            None => {
-                let what = "--mount-point, and the file has `fuse.enabled: false`";
-                return Err(Stop::Unusable(what.to_owned()));
-            }
-        }
+        let Some(mount) = &mut settings.mount else {
+            let what = "--mount-point, and the file has `fuse.enabled: false`";
+            return Err(Stop::Unusable(what.to_owned()));
+        };
+        mount.point = point;
     }
     crate::trace::start(&settings.log);
-    crate::run::run(settings, &crate::run::Options { force: args.force, ..Default::default() })
+    crate::run::run(&settings, &crate::run::Options { force: args.force, ..Default::default() })
 }
 
 /// Prints to standard output. A reader that went away (`| head`) is no error.

@@ -56,10 +56,7 @@ pub fn parse(text: &str, environment: &Environment) -> Result<Settings, Invalid>
     let typed: typed::Typed = typed.unwrap_or_default();
     let mut context = settings::Context { environment, variables: &variables, problems };
     let settings = settings::validate(typed, &mut context);
-    match (settings, context.problems.is_empty()) {
-        (Some(settings), true) => Ok(settings),
-        _ => Err(Invalid::many(context.problems)),
-    }
+    if context.problems.is_empty() { Ok(settings) } else { Err(Invalid::many(context.problems)) }
 }
 
 /// Every section of the file with the keys that the parser knows in it, for the test that compares

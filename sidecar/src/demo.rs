@@ -8,8 +8,9 @@ mod parquet;
 mod png;
 mod tar;
 
+use std::fmt::Write;
 use std::net::{Ipv4Addr, TcpListener};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use serde_json::json;
@@ -35,16 +36,13 @@ pub(crate) fn demo(dir: Option<&Path>, seconds: Option<u64>, no_mount: bool) -> 
         let what = what.to_owned();
         move |error: std::io::Error| Stop::Failed(format!("{what}: {error}"))
     };
-    let (home, _temporary) = match dir {
-        Some(dir) => {
-            std::fs::create_dir_all(dir).map_err(failed("--dir"))?;
-            (dir.canonicalize().map_err(failed("--dir"))?, None)
-        }
-        None => {
-            let made = tempfile::Builder::new().prefix("warpdrive-demo-").tempdir();
-            let made = made.map_err(failed("temporary directory"))?;
-            (made.path().to_owned(), Some(made))
-        }
+    let (home, _temporary) = if let Some(dir) = dir {
+        std::fs::create_dir_all(dir).map_err(failed("--dir"))?;
+        (dir.canonicalize().map_err(failed("--dir"))?, None)
+    } else {
+        let made = tempfile::Builder::new().prefix("warpdrive-demo-").tempdir();
+        let made = made.map_err(failed("temporary directory"))?;
+        (made.path().to_owned(), Some(made))
     };
     let origin = home.join("origin");
     let data = files::write(&origin).map_err(failed("data set"))?;
@@ -62,7 +60,7 @@ pub(crate) fn demo(dir: Option<&Path>, seconds: Option<u64>, no_mount: bool) -> 
         stop_after: seconds.map(Duration::from_secs),
         epilogue: Some(Box::new(epilogue)),
     };
-    run::run(settings, &options)
+    run::run(&settings, &options)
 }
 
 /// The configuration of the demo, with a comment on how to go on from it. JSON is YAML.
@@ -84,25 +82,26 @@ fn yaml(home: &Path, mount: &Path, no_mount: bool) -> String {
     format!("# The demo's configuration; every key is in docs/configuration.md.\n{text}\n")
 }
 
-/// The three lines to paste.
-fn lines(started: &Announcement, file: &PathBuf) -> String {
+/// The three lines to paste. Writing to a String cannot fail.
+fn lines(started: &Announcement, file: &Path) -> String {
     let mut out = String::from("\npaste one of these into another terminal:\n");
     if let Some(mount) = &started.mount {
         let demo = announce::quoted(&mount.join("demo").display().to_string());
-        out.push_str(&format!("  ls -lR {demo} && sha256sum {demo}/shards/*\n"));
+        let _ = writeln!(out, "  ls -lR {demo} && sha256sum {demo}/shards/*");
     }
     if let Some(s3) = &started.s3 {
         let exports: Vec<String> =
             s3.exports().into_iter().filter(|l| !l.starts_with('#')).collect();
         let exports = exports.join("; ");
-        out.push_str(&format!("  ({exports}; aws s3 ls --recursive s3://demo/)\n"));
+        let _ = writeln!(out, "  ({exports}; aws s3 ls --recursive s3://demo/)");
     }
     if let Some(admin) = &started.admin {
         let program = std::env::current_exe().ok();
         let program = program.map_or("warpdrive".to_owned(), |p| p.display().to_string());
         // The file may say port 0; the address is where it really is.
-        out.push_str(&format!("  {} stats --admin {admin} --watch\n", announce::quoted(&program)));
+        let program = announce::quoted(&program);
+        let _ = writeln!(out, "  {program} stats --admin {admin} --watch");
     }
-    out.push_str(&format!("\nconfiguration: {}\nCtrl-C ends it\n", file.display()));
+    let _ = writeln!(out, "\nconfiguration: {}\nCtrl-C ends it", file.display());
     out
 }

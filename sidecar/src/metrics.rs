@@ -89,9 +89,10 @@ impl Collector for Process {
     }
 
     fn collect(&self) -> Vec<MetricFamily> {
-        self.resident.set(resident_bytes().unwrap_or(0) as i64);
+        self.resident.set(resident_bytes().unwrap_or(0).cast_signed());
         self.cpu.set(cpu_seconds());
-        let entries = |path: &str| std::fs::read_dir(path).map_or(0, Iterator::count) as i64;
+        let entries =
+            |path: &str| std::fs::read_dir(path).map_or(0, Iterator::count).cast_signed() as i64;
         self.fds.set(entries("/proc/self/fd"));
         self.threads.set(entries("/proc/self/task"));
         let mut all = self.resident.collect();

@@ -29,6 +29,9 @@ use crate::config::{AdminAddress, MountSettings, S3Settings, Settings};
 use crate::signals::Signals;
 use crate::warm::Jobs;
 
+/// Text that depends on what the addresses became.
+type Epilogue = Box<dyn Fn(&Announcement) -> String + Send>;
+
 /// What a caller may change.
 #[derive(Default)]
 pub(crate) struct Options {
@@ -39,7 +42,7 @@ pub(crate) struct Options {
     /// Stop by itself after this time.
     pub(crate) stop_after: Option<Duration>,
     /// Printed after the addresses, with what they became.
-    pub(crate) epilogue: Option<Box<dyn Fn(&Announcement) -> String + Send>>,
+    pub(crate) epilogue: Option<Epilogue>,
 }
 
 /// Part of the drain's time that the unmounting may take: programs that still use the mount are
@@ -49,7 +52,7 @@ const UNMOUNT_SHARE: u32 = 2;
 const DEFAULT_READAHEAD_KIB: u32 = 1024;
 
 /// Runs a sidecar until it is told to stop.
-pub(crate) fn run(settings: Settings, options: &Options) -> Result<(), Stop> {
+pub(crate) fn run(settings: &Settings, options: &Options) -> Result<(), Stop> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .thread_name("warpdrive")
@@ -66,7 +69,7 @@ pub(crate) fn run(settings: Settings, options: &Options) -> Result<(), Stop> {
         }
         let now = signals.now.clone();
         tokio::select! {
-            outcome = sidecar(&settings, options, &signals) => outcome,
+            outcome = sidecar(settings, options, &signals) => outcome,
             // Dropping the sidecar detaches its mount.
             () = now.cancelled() => Err(Stop::Interrupted),
         }
@@ -88,12 +91,67 @@ async fn sidecar(settings: &Settings, options: &Options, signals: &Signals) -> R
 }
 
 /// Everything that listens.
+#[derive(Default)]
 struct Fronts {
     gateway: Option<JoinHandle<()>>,
     mount: Option<Mount>,
     others: Vec<JoinHandle<()>>,
     gateway_stop: CancellationToken,
     others_stop: CancellationToken,
+}
+
+impl Fronts {
+    async fn bind_metrics(
+        &mut self,
+        address: SocketAddr,
+        assembly: &Assembly,
+    ) -> Result<SocketAddr, Stop> {
+        let listener = TcpListener::bind(address).await.map_err(|e| taken(&address, &e))?;
+        let bound = listener.local_addr().unwrap_or(address);
+        let (registry, stop) = (assembly.registry.clone(), self.others_stop.clone());
+        self.others.push(tokio::spawn(admin::serve_metrics(listener, registry, stop)));
+        Ok(bound)
+    }
+
+    /// Mounts, where that is configured. A note says why not, where the caller can do without.
+    async fn mount(
+        &mut self,
+        settings: &Settings,
+        options: &Options,
+        assembly: &Arc<Assembly>,
+    ) -> Result<Option<String>, Stop> {
+        let Some(wanted) = &settings.mount else { return Ok(None) };
+        match open_mount(wanted, settings, options.force, assembly).await {
+            Ok(mount) => {
+                self.mount = Some(mount);
+                Ok(None)
+            }
+            Err(MountError::NoFuse(why)) if options.mount_if_possible => {
+                Ok(Some(format!("no mount, S3 only: {why}")))
+            }
+            Err(error) => {
+                let way_out = match error {
+                    MountError::NoFuse(_) if settings.s3.is_some() => {
+                        "; `--no-mount` serves S3 without it"
+                    }
+                    _ => "",
+                };
+                Err(Stop::Failed(format!("{error}{way_out}")))
+            }
+        }
+    }
+}
+
+fn announced_backends(assembly: &Assembly) -> Vec<announce::Backend> {
+    let origins = assembly.origins.iter().enumerate();
+    origins
+        .map(|(index, origin)| announce::Backend {
+            name: origin.settings.name.to_string(),
+            identity: origin.opened.identity().to_owned(),
+            mount_path: origin.settings.mount_path.clone(),
+            buckets: assembly.bucket_names(index).map(str::to_owned).collect(),
+        })
+        .collect()
 }
 
 async fn serve(
@@ -104,14 +162,7 @@ async fn serve(
 ) -> Result<(), Stop> {
     let readiness = Readiness::default();
     let mut notes = settings.notes.clone();
-    let mut fronts = Fronts {
-        gateway: None,
-        mount: None,
-        others: Vec::new(),
-        gateway_stop: CancellationToken::new(),
-        others_stop: CancellationToken::new(),
-    };
-
+    let mut fronts = Fronts::default();
     let admin_listener = match &settings.admin {
         Some(address) => {
             Some(admin::Listener::bind(address).await.map_err(|e| taken(address, &e))?)
@@ -124,60 +175,20 @@ async fn serve(
         Some(s3) => Some(bind_gateway(s3, admin_address.as_ref(), assembly).await?),
         None => None,
     };
-    let metrics_address = match settings.metrics {
-        Some(address) => {
-            let listener = TcpListener::bind(address).await.map_err(|e| taken(&address, &e))?;
-            let bound = listener.local_addr().unwrap_or(address);
-            let registry = assembly.registry.clone();
-            let stop = fronts.others_stop.clone();
-            fronts.others.push(tokio::spawn(admin::serve_metrics(listener, registry, stop)));
-            Some(bound)
-        }
+    let metrics = match settings.metrics {
+        Some(address) => Some(fronts.bind_metrics(address, assembly).await?),
         None => None,
     };
-
-    if let Some(wanted) = &settings.mount {
-        match open_mount(wanted, settings, options.force, assembly).await {
-            Ok(mount) => {
-                notes.extend(mount.notes().iter().cloned());
-                fronts.mount = Some(mount);
-            }
-            Err(MountError::NoFuse(why)) if options.mount_if_possible => {
-                notes.push(format!("no mount, S3 only: {why}"));
-            }
-            Err(error) => {
-                let way_out = match error {
-                    MountError::NoFuse(_) if settings.s3.is_some() => {
-                        "; `--no-mount` serves S3 without it"
-                    }
-                    _ => "",
-                };
-                return Err(Stop::Failed(format!("{error}{way_out}")));
-            }
-        }
+    if let Some(note) = fronts.mount(settings, options, assembly).await? {
+        notes.push(note);
     }
-
+    notes.extend(fronts.mount.iter().flat_map(|mount| mount.notes().iter().cloned()));
     let announcement = Announcement {
-        backends: settings
-            .backends
-            .iter()
-            .enumerate()
-            .map(|(index, backend)| announce::Backend {
-                name: backend.name.to_string(),
-                identity: assembly.origins[index].opened.identity.clone(),
-                mount_path: backend.mount_path.clone(),
-                buckets: assembly
-                    .buckets
-                    .iter()
-                    .filter(|(_, at)| **at == index)
-                    .map(|(name, _)| name.to_string())
-                    .collect(),
-            })
-            .collect(),
+        backends: announced_backends(assembly),
         mount: fronts.mount.as_ref().map(|mount| mount.mount_point().to_owned()),
         s3: gateway.as_ref().map(|g| g.announced.clone()),
-        admin: admin_address.clone(),
-        metrics: metrics_address,
+        admin: admin_address,
+        metrics,
         cache: settings.cache.disk.clone(),
         notes: notes.clone(),
     };
@@ -241,7 +252,7 @@ async fn serve(
 async fn look_at_origins(assembly: Arc<Assembly>) {
     let request = ListRequest { max_keys: 1, ..ListRequest::default() };
     let looks = assembly.origins.iter().map(|origin| async {
-        if let Err(error) = origin.opened.store.list(&request).await {
+        if let Err(error) = origin.opened.store().list(&request).await {
             let backend = origin.settings.name.as_str();
             tracing::warn!(
                 backend,

@@ -295,11 +295,11 @@ pub(crate) async fn warm(plan: Plan, progress: Arc<Progress>, stop: Cancellation
     let permits = Arc::new(Semaphore::new(plan.parallel));
     let mut tasks = JoinSet::new();
     shared.progress.listing.store(1, Relaxed);
-    let mut step =
-        Step { plan: &plan, shared: &shared, permits: &permits, stop: &stop, tasks: &mut tasks };
+    let mut finder =
+        Finder { plan: &plan, shared: &shared, permits: &permits, stop: &stop, tasks: &mut tasks };
     match &plan.objects {
-        Some(objects) => step.named(objects).await,
-        None => step.listed().await,
+        Some(objects) => finder.named(objects).await,
+        None => finder.listed().await,
     }
     shared.progress.listing.store(0, Relaxed);
     while tasks.join_next().await.is_some() {}
@@ -313,7 +313,7 @@ pub(crate) async fn warm(plan: Plan, progress: Arc<Progress>, stop: Cancellation
 }
 
 /// The part of a job that finds objects and starts their fetches.
-struct Step<'a> {
+struct Finder<'a> {
     plan: &'a Arc<Plan>,
     shared: &'a Arc<Shared>,
     permits: &'a Arc<Semaphore>,
@@ -321,7 +321,7 @@ struct Step<'a> {
     tasks: &'a mut JoinSet<()>,
 }
 
-impl Step<'_> {
+impl Finder<'_> {
     async fn listed(&mut self) {
         for index in 0..self.plan.targets.len() {
             let target = self.plan.targets[index].clone();

@@ -4,7 +4,8 @@
 //! everything listens on free loopback ports. Without `/dev/fuse` what needs a mount is skipped with
 //! a printed reason.
 
-#![allow(missing_docs)] // tests say what they do in their names
+// Tests say what they do in their names; in their helpers a panic is the failure of a test.
+#![allow(missing_docs, clippy::unwrap_used)]
 
 #[path = "binary/admin.rs"]
 mod admin;

@@ -58,7 +58,7 @@ pub(super) fn metrics_only(registry: &Registry, request: &Request<Incoming>) -> 
 
 fn host_is_ours(request: &Request<Incoming>, port: u16) -> bool {
     let host = request.headers().get(HOST).and_then(|value| value.to_str().ok());
-    let host = host.or_else(|| request.uri().authority().map(|a| a.as_str()));
+    let host = host.or_else(|| request.uri().authority().map(hyper::http::uri::Authority::as_str));
     let Some(host) = host else { return false };
     let name = match host.rsplit_once(':') {
         Some((name, given)) if given.parse() == Ok(port) => name,
@@ -75,9 +75,9 @@ fn health(admin: &Admin) -> Value {
     let mut checks = serde_json::Map::new();
     let mut degraded = false;
     for origin in &admin.assembly.origins {
-        let health = &origin.opened.health;
-        degraded |= !health.is_ok();
-        let what = if health.is_ok() { "ok".to_owned() } else { health.describe() };
+        let problem = origin.opened.problem();
+        degraded |= problem.is_some();
+        let what = problem.unwrap_or_else(|| "ok".to_owned());
         checks.insert(format!("backend:{}", origin.settings.name), what.into());
     }
     for (tier, problem) in tiers(admin) {
@@ -110,19 +110,17 @@ fn status(admin: &Admin) -> Value {
         .enumerate()
         .map(|(index, origin)| {
             let settings = &origin.settings;
-            let buckets = admin.assembly.buckets.iter();
-            let buckets: Vec<&str> =
-                buckets.filter(|(_, at)| **at == index).map(|(name, _)| name.as_str()).collect();
+            let buckets: Vec<&str> = admin.assembly.bucket_names(index).collect();
             json!({
                 "name": settings.name.as_str(),
                 "type": settings.kind,
-                "identity": origin.opened.identity,
+                "identity": origin.opened.identity(),
                 "credential": settings.credential,
                 "mount_path": settings.mount_path,
                 "buckets": buckets,
                 "read_only": settings.read_only,
-                "breaker": origin.opened.health.state().name(),
-                "health": origin.opened.health.describe(),
+                "breaker": origin.opened.breaker(),
+                "health": origin.opened.problem().unwrap_or_else(|| "ok".to_owned()),
             })
         })
         .collect();

@@ -27,7 +27,7 @@ use crate::config::AdminAddress;
 /// Scrapers, probes and a few people.
 const MAX_CONNECTIONS: usize = 64;
 /// A kept connection is closed after this; clients open another.
-const MAX_CONNECTION: Duration = Duration::from_secs(600);
+const MAX_CONNECTION: Duration = Duration::from_mins(10);
 /// A head that takes longer comes from no real client.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 

@@ -130,7 +130,7 @@ fn page(status: &Value, since: Option<(Duration, &Value)>) -> String {
             "  now: {:.0} hits/s  {:.0} misses/s  {}/s from origins",
             rate("/cache/hits"),
             rate("/cache/misses"),
-            about(rate("/cache/fetch/bytes").max(0.0).round() as u64),
+            about(whole(rate("/cache/fetch/bytes"))),
         );
     }
     let _ = writeln!(out);
@@ -155,9 +155,15 @@ fn page(status: &Value, since: Option<(Duration, &Value)>) -> String {
     out
 }
 
+/// A rate or a time as a whole number; negative ones are zero.
+#[allow(clippy::cast_sign_loss)] // not below zero
+pub(super) fn whole(value: f64) -> u64 {
+    value.max(0.0).round() as u64
+}
+
 /// A number of seconds for people.
 fn span(seconds: f64) -> String {
-    let whole = seconds.max(0.0) as u64;
+    let whole = whole(seconds);
     match (whole / 86_400, whole / 3600 % 24, whole / 60 % 60, whole % 60) {
         (0, 0, 0, s) => format!("{s}s"),
         (0, 0, m, s) => format!("{m}m{s}s"),

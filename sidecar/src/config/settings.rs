@@ -101,8 +101,8 @@ const DEFAULT_METRICS_ADDR: &str = ":9090";
 /// Kubernetes gives a pod 30 s; this leaves time to unmount and to close the cache.
 const DEFAULT_DRAIN: Duration = Duration::from_secs(20);
 
-/// Checks everything that was typed. `None` only where problems were added.
-pub(crate) fn validate(typed: Typed, context: &mut Context<'_>) -> Option<Settings> {
+/// Checks everything that was typed. Usable only where no problems were added.
+pub(crate) fn validate(typed: Typed, context: &mut Context<'_>) -> Settings {
     let mut notes = Vec::new();
     let inline = typed.allow_inline_secrets.unwrap_or(false);
     let fuse = typed.fuse.unwrap_or_default();
@@ -130,7 +130,7 @@ pub(crate) fn validate(typed: Typed, context: &mut Context<'_>) -> Option<Settin
         );
     }
     let drain_timeout = typed.drain_timeout.unwrap_or(DEFAULT_DRAIN);
-    Some(Settings { mount, cache, backends, s3, admin, metrics, log, drain_timeout, notes })
+    Settings { mount, cache, backends, s3, admin, metrics, log, drain_timeout, notes }
 }
 
 fn mount(
@@ -222,9 +222,11 @@ fn log(typed: TypedLog, problems: &mut Problems) -> LogSettings {
     LogSettings { level, format }
 }
 
+/// The Go project's sinks.
+const SINKS: &[&str] = &["stdout", "file", "control_plane", "nop"];
+
 fn telemetry(typed: &TypedTelemetry, notes: &mut Vec<String>, problems: &mut Problems) {
     let at = At::root().key("telemetry");
-    const SINKS: &[&str] = &["stdout", "file", "control_plane", "nop"];
     let sink = typed.sink.as_deref().unwrap_or("stdout");
     if !SINKS.contains(&sink) {
         let fix = format!("write one of {}", SINKS.join(", "));

@@ -72,7 +72,7 @@ impl fmt::Display for ByteSize {
             ("KiB", 1 << 10),
             ("KB", 1_000),
         ];
-        let exact = EXACT.iter().find(|(_, unit)| self.0 >= *unit && self.0 % unit == 0);
+        let exact = EXACT.iter().find(|(_, unit)| self.0 >= *unit && self.0.is_multiple_of(*unit));
         match exact {
             Some((name, unit)) => write!(f, "{}{name}", self.0 / unit),
             None => write!(f, "{}B", self.0),

@@ -39,7 +39,7 @@ fn a_file_of_the_go_project_is_taken_as_it_is() {
     let cache = &settings.cache;
     assert_eq!(cache.disk, Some(("/var/cache/warpdrive".into(), 50_000_000_000)));
     assert_eq!((cache.block_bytes, cache.readahead_blocks), (4 << 20, 8));
-    assert_eq!((cache.max_parallel_fetch, cache.stale_ttl), (32, Duration::from_secs(300)));
+    assert_eq!((cache.max_parallel_fetch, cache.stale_ttl), (32, Duration::from_mins(5)));
     assert!((cache.evict_high_water - 0.95).abs() < 1e-9);
     let paths: Vec<_> = settings.backends.iter().map(|b| (b.kind, &*b.mount_path)).collect();
     assert_eq!(
@@ -101,8 +101,8 @@ fn defaults_are_those_of_the_documentation() {
     assert_eq!((mount.file_mode, mount.dir_mode), (0o444, 0o555));
     let cache = settings.cache;
     assert_eq!((cache.readahead_blocks, cache.max_parallel_fetch), (4, 16));
-    assert_eq!(cache.stale_ttl, Duration::from_secs(60));
-    assert_eq!(cache.stale_if_error, Duration::from_secs(3600));
+    assert_eq!(cache.stale_ttl, Duration::from_mins(1));
+    assert_eq!(cache.stale_if_error, Duration::from_hours(1));
     assert!(cache.disk.is_none());
     let s3 = settings.s3.unwrap();
     assert_eq!(s3.listen, "127.0.0.1:9000".parse().unwrap());

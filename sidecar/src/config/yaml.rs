@@ -100,7 +100,7 @@ pub(crate) fn section<'a>(
                 found.insert(name.as_str(), value);
             }
             Value::String(name) => {
-                problems.add(at.key(name), "is not a known key", nearest(name, known))
+                problems.add(at.key(name), "is not a known key", nearest(name, known));
             }
             other => wrong(other, "a key in words", "quote the key, or correct it", at, problems),
         }

@@ -69,19 +69,19 @@ fn picture(number: u64, side: u32) -> Vec<u8> {
     let step = 4 + (number / 4 % 13) as u32;
     png::rgb(side, side, |x, y| {
         let on = match number % 4 {
-            0 => (x / step) % 2 == 0,
+            0 => (x / step).is_multiple_of(2),
             1 => {
                 let (dx, dy) =
                     (i64::from(x) - i64::from(side / 2), i64::from(y) - i64::from(side / 2));
                 (dx * dx + dy * dy).unsigned_abs().isqrt() / u64::from(step) % 2 == 0
             }
-            2 => (x / step + y / step) % 2 == 0,
+            2 => (x / step + y / step).is_multiple_of(2),
             _ => {
                 // xorshift64 (Marsaglia 2003), for bytes that do not repeat.
                 noise ^= noise << 13;
                 noise ^= noise >> 7;
                 noise ^= noise << 17;
-                noise % 2 == 0
+                noise.is_multiple_of(2)
             }
         };
         let shade = (number * 37 % 200) as u8;
@@ -90,7 +90,7 @@ fn picture(number: u64, side: u32) -> Vec<u8> {
 }
 
 fn table() -> Vec<u8> {
-    let ids: Vec<i64> = (0..ROWS as i64).collect();
+    let ids: Vec<i64> = (0..ROWS.cast_signed()).collect();
     let classes = (0..ROWS).map(|i| CLASSES[(i % 4) as usize].to_owned()).collect();
     let weights = (0..ROWS).map(|i| (i as f64 * 0.1).sin()).collect();
     Table {

@@ -4,6 +4,9 @@
 //! Invariant: every reader of the format reads them. The format is Apache's, version 2.11:
 //! `parquet.thrift` for the structures, and Thrift's compact protocol for their bytes.
 
+// Sizes and counts here are far below the largest of any type: the table is made in memory.
+#![allow(clippy::cast_possible_wrap)]
+
 const MAGIC: &[u8; 4] = b"PAR1";
 
 /// The values of a column.

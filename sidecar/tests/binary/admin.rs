@@ -73,7 +73,7 @@ fn it_can_be_a_unix_socket() {
     let log = home.path("log");
     let process =
         testkit::Process::spawn("warpdrive", home.command("run", &["--no-mount"]), &log).unwrap();
-    let until = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    let until = std::time::Instant::now() + std::time::Duration::from_mins(1);
     while get_unix(&socket, "/readyz").is_none_or(|a| a.status != 200) {
         assert!(
             process.is_running() && std::time::Instant::now() < until,

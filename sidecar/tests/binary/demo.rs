@@ -10,7 +10,7 @@ use testkit::Process;
 use crate::support::{can_mount, is_mounted, output, program};
 
 fn wait_for(log: &Path, process: &Process) -> String {
-    let until = Instant::now() + Duration::from_secs(60);
+    let until = Instant::now() + Duration::from_mins(1);
     loop {
         let text = std::fs::read_to_string(log).unwrap_or_default();
         if text.contains("Ctrl-C ends it") {

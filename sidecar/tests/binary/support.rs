@@ -12,7 +12,7 @@ use serde_json::Value;
 use testkit::Process;
 
 /// A debug build on a busy machine of two cores.
-const READY_WITHIN: Duration = Duration::from_secs(60);
+const READY_WITHIN: Duration = Duration::from_mins(1);
 
 pub(crate) fn program() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_warpdrive"));

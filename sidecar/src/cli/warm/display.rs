@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
+use crate::cli::stats::whole;
 use crate::config::about;
 use crate::warm::ProgressNow;
 
@@ -90,7 +91,7 @@ fn line(now: &ProgressNow, elapsed: Duration) -> String {
         now.listed_objects,
         about(now.done_bytes),
         about(now.listed_bytes),
-        about(rate.round() as u64),
+        about(whole(rate)),
     )
 }
 

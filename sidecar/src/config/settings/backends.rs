@@ -79,7 +79,7 @@ pub(crate) fn validate(
                 "give each backend its own name",
             );
         }
-        let Some(backend) = one(backend, &at, allow_inline, cache, notes, context) else {
+        let Some(backend) = one(&backend, &at, allow_inline, cache, notes, context) else {
             continue;
         };
         if let Some(other) = paths.insert(backend.mount_path.clone(), at.clone()) {
@@ -95,7 +95,7 @@ pub(crate) fn validate(
 }
 
 fn one(
-    typed: TypedBackend,
+    typed: &TypedBackend,
     at: &At,
     allow_inline: bool,
     cache: &CacheSettings,
@@ -113,10 +113,10 @@ fn one(
     let shown = name.as_ref().map_or("name", BucketName::as_str);
     let path = typed.mount_path.clone().unwrap_or_else(|| format!("/{shown}"));
     let mount_path = mount_path(&path, at, &mut context.problems);
-    let policy = policy(&typed, at, &mut context.problems);
+    let policy = policy(typed, at, &mut context.problems);
     let read_only = typed.read_only.unwrap_or(false);
     let allow_inline = typed.allow_inline_secrets.unwrap_or(allow_inline);
-    let origin = origin::validate(&typed, at, allow_inline, notes, context);
+    let origin = origin::validate(typed, at, allow_inline, notes, context);
     let (name, mount_path, origin) = (name?, mount_path?, origin?);
     Some(BackendSettings {
         name,

@@ -86,7 +86,7 @@ pub(crate) fn validate(
     let block_bytes = typed.block_size.unwrap_or(DEFAULT_BLOCK).0;
     // Below 64 KiB the index outweighs the blocks; above 64 MiB a footer read costs seconds.
     between("block_size", block_bytes, 64 << 10, mib(64), problems);
-    if block_bytes % 4096 != 0 {
+    if !block_bytes.is_multiple_of(4096) {
         problems.add(
             at.key("block_size"),
             format!("{} is not a multiple of 4 KiB", ByteSize(block_bytes)),
@@ -131,9 +131,9 @@ pub(crate) fn validate(
         readahead_blocks,
         max_parallel_fetch: max_parallel_fetch as usize,
         max_fetch_bytes,
-        stale_ttl: typed.stale_ttl.unwrap_or(Duration::from_secs(60)),
+        stale_ttl: typed.stale_ttl.unwrap_or(Duration::from_mins(1)),
         negative_ttl: typed.negative_ttl.unwrap_or(DEFAULT_NEGATIVE_TTL),
-        stale_if_error: typed.stale_if_error.unwrap_or(Duration::from_secs(3600)),
+        stale_if_error: typed.stale_if_error.unwrap_or(Duration::from_hours(1)),
         evict_high_water: high,
         evict_low_water: low,
     }

@@ -79,8 +79,8 @@ impl std::fmt::Display for AdminAddress {
 
 const DEFAULT_S3_LISTEN: &str = "127.0.0.1:9000";
 const DEFAULT_ADMIN_LISTEN: &str = "127.0.0.1:9091";
-/// 128 MiB for bodies of writes: sixteen 8 MiB parts in flight.
-const DEFAULT_BODY_MEMORY: ByteSize = ByteSize::mib(128);
+/// A window of 1 MiB for each of 64 writes at once.
+const DEFAULT_BODY_MEMORY: ByteSize = ByteSize::mib(64);
 
 /// An address such as `127.0.0.1:9000`, `[::1]:9000`, `localhost:9000` or `:9000` (every interface).
 pub(crate) fn address(text: &str, at: &At, problems: &mut Problems) -> Option<SocketAddr> {

@@ -126,18 +126,18 @@ pub(crate) fn validate(
         Some(Some(auth)) => auth,
         // The method itself is wrong: its keys mean nothing, the rest of the backend does.
         Some(None) => {
-            let _ = origin(label, &config, TypedAuth::default(), &mut scope);
+            let _ = origin(label, &config, &TypedAuth::default(), &mut scope);
             return None;
         }
     };
-    let (kind, credential) = origin(label, &config, auth, &mut scope)?;
+    let (kind, credential) = origin(label, &config, &auth, &mut scope)?;
     Some(Origin { label, kind, credential })
 }
 
 fn origin(
     label: &str,
     config: &Value,
-    auth: TypedAuth,
+    auth: &TypedAuth,
     scope: &mut Scope<'_, '_>,
 ) -> Option<(OriginKind, String)> {
     match label {
@@ -150,12 +150,12 @@ fn origin(
 
 fn local(
     config: &Value,
-    auth: TypedAuth,
+    auth: &TypedAuth,
     nfs: bool,
     scope: &mut Scope<'_, '_>,
 ) -> Option<(OriginKind, String)> {
     let typed = TypedLocal::from_yaml(config, &scope.at.key("config"), scope.problems)?;
-    auth::none_for_files(&auth, scope);
+    auth::none_for_files(auth, scope);
     let root = scope.either(("path", typed.path), ("root", typed.root));
     let root = scope.either(("path", root), ("dir", typed.dir));
     let Some(root) = root else {
@@ -170,7 +170,7 @@ fn local(
     Some((OriginKind::Local(LocalConfig { root, nfs }), "none (files)".to_owned()))
 }
 
-fn s3(config: &Value, auth: TypedAuth, scope: &mut Scope<'_, '_>) -> Option<(OriginKind, String)> {
+fn s3(config: &Value, auth: &TypedAuth, scope: &mut Scope<'_, '_>) -> Option<(OriginKind, String)> {
     let typed = TypedS3Origin::from_yaml(config, &scope.at.key("config"), scope.problems)?;
     scope.without_effect(config, S3_WITHOUT_EFFECT);
     let path_style = scope
@@ -208,7 +208,7 @@ fn s3(config: &Value, auth: TypedAuth, scope: &mut Scope<'_, '_>) -> Option<(Ori
 
 fn azure(
     config: &Value,
-    auth: TypedAuth,
+    auth: &TypedAuth,
     scope: &mut Scope<'_, '_>,
 ) -> Option<(OriginKind, String)> {
     let typed = TypedAzure::from_yaml(config, &scope.at.key("config"), scope.problems)?;
@@ -279,7 +279,11 @@ impl SasUrl {
     }
 }
 
-fn gcs(config: &Value, auth: TypedAuth, scope: &mut Scope<'_, '_>) -> Option<(OriginKind, String)> {
+fn gcs(
+    config: &Value,
+    auth: &TypedAuth,
+    scope: &mut Scope<'_, '_>,
+) -> Option<(OriginKind, String)> {
     let typed = TypedGcs::from_yaml(config, &scope.at.key("config"), scope.problems)?;
     scope.without_effect(config, GCS_WITHOUT_EFFECT);
     let endpoint = scope.endpoint(typed.endpoint);

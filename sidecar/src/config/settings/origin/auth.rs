@@ -85,11 +85,10 @@ impl Scope<'_, '_> {
             Some("static") => Method::Static,
             Some("env") => Method::Env,
             Some("file") => Method::File,
-            Some(_) => Method::None,
             None if env_auth => Method::Env,
             None if auth.file.is_some() => Method::File,
             None if keys => Method::Static,
-            None => Method::None,
+            Some(_) | None => Method::None,
         };
         if keys && method != Method::Static {
             let what = "names keys that its method does not use";
@@ -198,15 +197,15 @@ fn gcs_keys(auth: &TypedAuth) -> [(&'static str, bool); 2] {
 pub(super) fn s3(
     config: S3Keys,
     env_auth: bool,
-    auth: TypedAuth,
+    auth: &TypedAuth,
     scope: &mut Scope<'_, '_>,
 ) -> Option<(S3Credential, String)> {
-    scope.foreign(&azure_keys(&auth));
-    scope.foreign(&gcs_keys(&auth));
+    scope.foreign(&azure_keys(auth));
+    scope.foreign(&gcs_keys(auth));
     let id = scope.one_of("access_key_id", config.id, auth.access_key_id.clone());
     let secret = scope.one_of("secret_access_key", config.secret, auth.secret_access_key.clone());
     let token = scope.one_of("session_token", config.token, auth.session_token.clone());
-    let method = scope.method(&auth, env_auth, id.is_some() || secret.is_some());
+    let method = scope.method(auth, env_auth, id.is_some() || secret.is_some());
     let (id, secret, token, from) = match method {
         Method::None => return Some((S3Credential::Anonymous, "anonymous".into())),
         Method::Static => {
@@ -231,7 +230,7 @@ pub(super) fn s3(
             (id, secret, scope.variable(&["AWS_SESSION_TOKEN"]), "env")
         }
         Method::File => {
-            let text = scope.file(&auth)?;
+            let text = scope.file(auth)?;
             let profile = auth.profile.as_deref().unwrap_or("default");
             let value = |key: &str| shared_credential(&text, profile, key);
             let (Some(id), Some(secret)) =
@@ -265,10 +264,12 @@ fn shared_credential(text: &str, profile: &str, key: &str) -> Option<SecretStrin
     for line in text.lines().map(str::trim) {
         if let Some(name) = line.strip_prefix('[').and_then(|l| l.strip_suffix(']')) {
             inside = name.trim() == profile;
-        } else if inside && let Some((name, value)) = line.split_once('=') {
-            if name.trim().eq_ignore_ascii_case(key) && !value.trim().is_empty() {
-                return Some(value.trim().into());
-            }
+        } else if inside
+            && let Some((name, value)) = line.split_once('=')
+            && name.trim().eq_ignore_ascii_case(key)
+            && !value.trim().is_empty()
+        {
+            return Some(value.trim().into());
         }
     }
     None
@@ -277,17 +278,17 @@ fn shared_credential(text: &str, profile: &str, key: &str) -> Option<SecretStrin
 pub(super) fn azure(
     config: AzureKeys,
     env_auth: bool,
-    auth: TypedAuth,
+    auth: &TypedAuth,
     scope: &mut Scope<'_, '_>,
 ) -> Option<(AzureCredential, String)> {
-    scope.foreign(&s3_keys(&auth));
-    scope.foreign(&gcs_keys(&auth));
+    scope.foreign(&s3_keys(auth));
+    scope.foreign(&gcs_keys(auth));
     let key = scope.one_of("account_key", config.key, auth.account_key.clone());
     let from_auth = auth.sas_token.clone().map(|text| (text, scope.auth("sas_token")));
     // A signature that came out of `sas_url` was resolved there and is not looked up again.
     let resolved = config.sas.as_ref().is_some_and(|(_, at)| at.to_string().ends_with("sas_url"));
     let sas = config.sas.or(from_auth);
-    let method = scope.method(&auth, env_auth, key.is_some() || sas.is_some());
+    let method = scope.method(auth, env_auth, key.is_some() || sas.is_some());
     match method {
         Method::None => Some((AzureCredential::Anonymous, "anonymous".into())),
         Method::Static => {
@@ -321,7 +322,7 @@ pub(super) fn azure(
             None
         }
         Method::File => {
-            let text = scope.file(&auth)?;
+            let text = scope.file(auth)?;
             // A signature is a query string and always has this; a base64 key never does.
             if text.contains("sig=") {
                 return Some((AzureCredential::Sas(text.into()), "file SAS".into()));
@@ -334,11 +335,11 @@ pub(super) fn azure(
 pub(super) fn gcs(
     config: GcsKeys,
     env_auth: bool,
-    auth: TypedAuth,
+    auth: &TypedAuth,
     scope: &mut Scope<'_, '_>,
 ) -> Option<(GcsCredential, String)> {
-    scope.foreign(&s3_keys(&auth));
-    scope.foreign(&azure_keys(&auth));
+    scope.foreign(&s3_keys(auth));
+    scope.foreign(&azure_keys(auth));
     let json = scope.one_of("service_account_json", config.json, auth.service_account_json.clone());
     let file = match (config.file, auth.service_account_file.clone()) {
         (Some(_), Some(_)) => {
@@ -350,7 +351,7 @@ pub(super) fn gcs(
         (None, file) => file.map(|file| (file, scope.auth("service_account_file"))),
     };
     let keys = file.is_some() || json.is_some();
-    let method = scope.method(&auth, env_auth, keys);
+    let method = scope.method(auth, env_auth, keys);
     if config.anonymous && method != Method::None {
         let what = "is anonymous, and has a credential";
         scope.problems.add(scope.config("anonymous"), what, "keep one of the two");
