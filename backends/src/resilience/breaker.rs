@@ -135,12 +135,11 @@ impl Health {
         )
     }
 
-    fn succeeded(&self, trial: bool) {
+    fn succeeded(&self) {
         let mut state = self.state.lock();
         // A call that began before the breaker opened proves as much as the one that tries.
         let was_open = state.try_at.is_some();
-        *state = State { trying: state.trying && !trial, ..State::default() };
-        state.trying = false;
+        *state = State::default();
         if was_open {
             self.gauge.set(0);
             tracing::info!(backend = self.backend, "origin answers again");
@@ -162,7 +161,7 @@ impl Health {
                 return;
             }
             drop(state);
-            self.succeeded(trial);
+            self.succeeded();
             return;
         }
         state.failures = state.failures.saturating_add(1);
@@ -205,7 +204,7 @@ pub(super) struct Permit<'a> {
 impl Permit<'_> {
     pub(super) fn succeeded(mut self) {
         self.noted = true;
-        self.health.succeeded(self.trial);
+        self.health.succeeded();
     }
 
     pub(super) fn failed(mut self, error: &Error) {
