@@ -1,37 +1,34 @@
 //! FUSE requests as calls on [`FileSystem`], and its answers as FUSE replies.
 //!
 //! Invariant: a FUSE thread never waits; what cannot be answered from memory moves into a task
-//! with its reply, and is answered within the operation timeout. At most the kernel's background requests
-//! and one request for each waiting thread are in flight, which bounds the tasks.
+//! with its reply, and is answered within the operation timeout. At most the kernel's background
+//! requests and one request for each waiting thread are in flight, which bounds the tasks.
 
 mod deadline;
+mod dispatch;
+mod replies;
+mod shared;
 
 use std::ffi::OsStr;
-use std::future::Future;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::task::{Context, Waker};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use fuser::{
-    AccessFlags, BsdFileFlags, CopyFileRangeFlags, FileAttr, FileHandle, FileType, Filesystem,
-    FopenFlags, Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenAccMode,
-    OpenFlags, PollEvents, PollFlags, PollNotifier, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, FileHandle, FileType, Filesystem, FopenFlags,
+    Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags,
+    PollEvents, PollFlags, PollNotifier, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
     ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
     ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
-use parking_lot::Mutex;
 use rustix::io::Errno;
 use tokio::runtime::Handle;
-use tokio::time::Instant;
 
-use crate::Metrics;
-use crate::config::MountConfig;
-use crate::errno::{Failure, Result, errno_name};
-use crate::fs::{Attributes, FileSystem, Options};
-use crate::nodes::NodeId;
-use deadline::bounded;
+use crate::fs::FileSystem;
+use crate::nodes::{EntryKind, NodeId};
+use replies::{Refuse, answer_xattr};
+use shared::Shared;
 
 /// The largest request that the kernel sends by default (256 pages); fuser asks for as many pages
 /// as the larger of this and the readahead need.
@@ -39,12 +36,6 @@ const MAX_REQUEST_BYTES: u32 = 1 << 20;
 
 /// Readahead requests in flight in the whole mount: 16 readers with four requests each.
 const MAX_BACKGROUND: u16 = 64;
-
-/// `st_blksize`: programs such as `cp` read in pieces of this size, which is one request.
-const PREFERRED_READ_BYTES: u32 = 1 << 20;
-
-/// `st_blocks` counts these.
-const BLOCK_BYTES: u64 = 512;
 
 /// `statfs` counts these.
 const STATFS_BLOCK_BYTES: u32 = 4096;
@@ -58,44 +49,8 @@ const STATFS_FILES: u64 = 1 << 40;
 /// The longest name in bytes.
 const MAX_NAME_BYTES: u32 = 255;
 
-/// At most one warning in this time; an outage fails thousands of operations in a second.
-const WARN_EVERY: Duration = Duration::from_secs(1);
-
-/// How long to wait for an origin to say what is below a name once the rest is known. A listing of
-/// one key takes milliseconds; while the origin hangs, what is cached is reached after this time.
-const MAX_PATIENCE: Duration = Duration::from_secs(5);
-
-/// The most that origins give in one page of a listing.
-const PAGE_ENTRIES: usize = 1000;
-
 /// Ids are unique among living nodes, so every node is of the first generation.
 const GENERATION: Generation = Generation(0);
-
-/// How files look besides what the file system says.
-#[derive(Debug, Clone, Copy)]
-struct View {
-    uid: u32,
-    gid: u32,
-    file_mode: u16,
-    dir_mode: u16,
-    ttl: Duration,
-}
-
-#[derive(Debug, Default)]
-struct Warnings {
-    last: Option<Instant>,
-    suppressed: u64,
-}
-
-#[derive(Debug)]
-struct Shared {
-    fs: FileSystem,
-    view: View,
-    metrics: Metrics,
-    timeout: Duration,
-    debug: bool,
-    warnings: Mutex<Warnings>,
-}
 
 /// The file system as fuser wants it.
 #[derive(Debug)]
@@ -103,206 +58,6 @@ pub(crate) struct Adapter {
     shared: Arc<Shared>,
     runtime: Handle,
     max_readahead: u32,
-}
-
-impl Adapter {
-    /// An adapter that runs its tasks on a runtime.
-    pub(crate) fn new(
-        namespace: Arc<store::Namespace>,
-        config: &MountConfig,
-        metrics: Metrics,
-        runtime: Handle,
-    ) -> Self {
-        let options = Options {
-            metadata_ttl: config.metadata_ttl,
-            patience: (config.operation_timeout / 4).min(MAX_PATIENCE),
-            page_entries: PAGE_ENTRIES,
-        };
-        let view = View {
-            uid: config.uid.unwrap_or_else(|| rustix::process::geteuid().as_raw()),
-            gid: config.gid.unwrap_or_else(|| rustix::process::getegid().as_raw()),
-            file_mode: config.file_mode,
-            dir_mode: config.dir_mode,
-            ttl: config.metadata_ttl,
-        };
-        let shared = Shared {
-            fs: FileSystem::new(namespace, options),
-            view,
-            metrics,
-            timeout: config.operation_timeout,
-            debug: config.debug,
-            warnings: Mutex::default(),
-        };
-        let max_readahead = config.read_ahead_kib.saturating_mul(1024).max(128 * 1024);
-        Self { shared: Arc::new(shared), runtime, max_readahead }
-    }
-
-    /// Runs `work` within the operation timeout and then `answer`: here as long as nothing has to
-    /// be waited for, then in a task.
-    fn spawn<R: Refuse, T: Send + 'static, F: Future<Output = Result<T>> + Send + 'static>(
-        &self,
-        operation: &'static str,
-        request: &Request,
-        reply: R,
-        work: impl FnOnce(Arc<Shared>) -> F,
-        answer: impl FnOnce(&Shared, R, T) + Send + 'static,
-    ) {
-        let began = Instant::now();
-        let pid = request.pid();
-        let shared = Arc::clone(&self.shared);
-        let work = work(Arc::clone(&shared));
-        let mut task = Box::pin(async move {
-            match bounded(pid, shared.timeout, work).await {
-                Ok(value) => {
-                    answer(&shared, reply, value);
-                    shared.succeeded(operation, began);
-                }
-                Err(failure) => {
-                    reply.refuse(failure.errno);
-                    shared.failed(operation, began, &failure);
-                }
-            }
-        });
-        // What is in memory is answered here, which saves waking another thread; a task that has
-        // to wait moves to the runtime and is polled again there.
-        let _entered = self.runtime.enter();
-        if task.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {
-            self.runtime.spawn(task);
-        }
-    }
-
-    /// Answers at once.
-    fn answer<R: Refuse, T>(
-        &self,
-        operation: &'static str,
-        reply: R,
-        work: impl FnOnce(&Shared) -> Result<T>,
-        answer: impl FnOnce(&Shared, R, T),
-    ) {
-        let began = Instant::now();
-        match work(&self.shared) {
-            Ok(value) => {
-                answer(&self.shared, reply, value);
-                self.shared.succeeded(operation, began);
-            }
-            Err(failure) => {
-                reply.refuse(failure.errno);
-                self.shared.failed(operation, began, &failure);
-            }
-        }
-    }
-
-    fn refuse_write<R: Refuse>(&self, operation: &'static str, reply: R) {
-        self.answer(operation, reply, |_| Err::<(), _>(Errno::ROFS.into()), |_, _, ()| {});
-    }
-}
-
-impl Shared {
-    fn succeeded(&self, operation: &'static str, began: Instant) {
-        self.metrics.answered(operation, began.elapsed());
-        if self.debug {
-            tracing::debug!(operation, seconds = began.elapsed().as_secs_f64(), "fuse operation");
-        }
-    }
-
-    fn failed(&self, operation: &'static str, began: Instant, failure: &Failure) {
-        let errno = errno_name(failure.errno);
-        self.metrics.answered(operation, began.elapsed());
-        self.metrics.failed(operation, errno);
-        if failure.errno == Errno::INTR {
-            self.metrics.interrupted.inc();
-        }
-        let cause = failure.cause.as_ref().map_or_else(String::new, ToString::to_string);
-        if failure.is_ordinary() {
-            if self.debug {
-                tracing::debug!(operation, errno, cause, "fuse operation refused");
-            }
-            return;
-        }
-        let suppressed = {
-            let mut warnings = self.warnings.lock();
-            if warnings.last.is_some_and(|last| last.elapsed() < WARN_EVERY) {
-                warnings.suppressed += 1;
-                return;
-            }
-            warnings.last = Some(Instant::now());
-            std::mem::take(&mut warnings.suppressed)
-        };
-        tracing::warn!(operation, errno, cause, suppressed, "fuse operation failed");
-    }
-
-    fn attr(&self, attributes: &Attributes) -> FileAttr {
-        let view = &self.view;
-        let (kind, perm, size) = if attributes.directory {
-            (FileType::Directory, view.dir_mode, u64::from(STATFS_BLOCK_BYTES))
-        } else {
-            (FileType::RegularFile, view.file_mode, attributes.size)
-        };
-        FileAttr {
-            ino: INodeNo(attributes.id.0),
-            size,
-            blocks: size.div_ceil(BLOCK_BYTES),
-            atime: attributes.modified,
-            mtime: attributes.modified,
-            ctime: attributes.modified,
-            crtime: attributes.modified,
-            kind,
-            perm,
-            // For a directory: the number of subdirectories is not known.
-            nlink: 1,
-            uid: view.uid,
-            gid: view.gid,
-            rdev: 0,
-            blksize: PREFERRED_READ_BYTES,
-            flags: 0,
-        }
-    }
-
-    fn count_nodes(&self) {
-        self.metrics.nodes.set(self.fs.node_count().try_into().unwrap_or(i64::MAX));
-    }
-}
-
-/// A reply that can be an error.
-trait Refuse: Send + 'static {
-    fn refuse(self, errno: Errno);
-}
-
-macro_rules! refuse {
-    ($($reply:ty),*) => {$(
-        impl Refuse for $reply {
-            fn refuse(self, errno: Errno) {
-                self.error(fuser::Errno::from_i32(errno.raw_os_error()));
-            }
-        }
-    )*};
-}
-refuse!(
-    ReplyAttr,
-    ReplyCreate,
-    ReplyData,
-    ReplyDirectory,
-    ReplyDirectoryPlus,
-    ReplyEmpty,
-    ReplyEntry,
-    ReplyIoctl,
-    ReplyLseek,
-    ReplyOpen,
-    ReplyPoll,
-    ReplyStatfs,
-    ReplyWrite,
-    ReplyXattr
-);
-
-/// Gives a value the way extended attributes are asked for: its size first, then itself.
-fn answer_xattr(reply: ReplyXattr, size: u32, value: &[u8]) {
-    if size == 0 {
-        reply.size(value.len() as u32);
-    } else if value.len() <= size as usize {
-        reply.data(value);
-    } else {
-        reply.refuse(Errno::RANGE);
-    }
 }
 
 impl Filesystem for Adapter {
@@ -464,8 +219,8 @@ impl Filesystem for Adapter {
             |_, mut reply, (_, entries)| {
                 for entry in entries {
                     let kind = match entry.kind {
-                        crate::nodes::EntryKind::Directory => FileType::Directory,
-                        crate::nodes::EntryKind::File(_) => FileType::RegularFile,
+                        EntryKind::Directory => FileType::Directory,
+                        EntryKind::File(_) => FileType::RegularFile,
                     };
                     if reply.add(INodeNo(entry.id.0), entry.next, kind, &*entry.name) {
                         break;

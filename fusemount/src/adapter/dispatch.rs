@@ -1,0 +1,128 @@
+//! How a request becomes work and an answer: at once, or in a task.
+//!
+//! Invariant: every reply is used, within the operation timeout, and counted. Nothing here knows one
+//! operation from another.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::task::{Context, Waker};
+use std::time::Duration;
+
+use fuser::Request;
+use parking_lot::Mutex;
+use rustix::io::Errno;
+use tokio::runtime::Handle;
+use tokio::time::Instant;
+
+use super::Adapter;
+use super::deadline::bounded;
+use super::replies::Refuse;
+use super::shared::{Shared, View};
+use crate::Metrics;
+use crate::config::MountConfig;
+use crate::errno::Result;
+use crate::fs::{FileSystem, Options};
+
+/// How long to wait for an origin to say what is below a name once the rest is known. A listing of
+/// one key takes milliseconds; while the origin hangs, what is cached is reached after this time.
+const MAX_PATIENCE: Duration = Duration::from_secs(5);
+
+/// The most that origins give in one page of a listing.
+const PAGE_ENTRIES: usize = 1000;
+
+impl Adapter {
+    /// An adapter that runs its tasks on a runtime.
+    pub(crate) fn new(
+        namespace: Arc<store::Namespace>,
+        config: &MountConfig,
+        metrics: Metrics,
+        runtime: Handle,
+    ) -> Self {
+        let options = Options {
+            metadata_ttl: config.metadata_ttl,
+            patience: (config.operation_timeout / 4).min(MAX_PATIENCE),
+            page_entries: PAGE_ENTRIES,
+        };
+        let view = View {
+            uid: config.uid.unwrap_or_else(|| rustix::process::geteuid().as_raw()),
+            gid: config.gid.unwrap_or_else(|| rustix::process::getegid().as_raw()),
+            file_mode: config.file_mode,
+            dir_mode: config.dir_mode,
+            ttl: config.metadata_ttl,
+        };
+        let shared = Shared {
+            fs: FileSystem::new(namespace, options),
+            view,
+            metrics,
+            timeout: config.operation_timeout,
+            debug: config.debug,
+            warnings: Mutex::default(),
+        };
+        let max_readahead = config.read_ahead_kib.saturating_mul(1024).max(128 * 1024);
+        Self { shared: Arc::new(shared), runtime, max_readahead }
+    }
+
+    /// Runs `work` within the operation timeout and then `answer`: here as long as nothing has to
+    /// be waited for, then in a task.
+    pub(super) fn spawn<
+        R: Refuse,
+        T: Send + 'static,
+        F: Future<Output = Result<T>> + Send + 'static,
+    >(
+        &self,
+        operation: &'static str,
+        request: &Request,
+        reply: R,
+        work: impl FnOnce(Arc<Shared>) -> F,
+        answer: impl FnOnce(&Shared, R, T) + Send + 'static,
+    ) {
+        let began = Instant::now();
+        let pid = request.pid();
+        let shared = Arc::clone(&self.shared);
+        let work = work(Arc::clone(&shared));
+        let mut task = Box::pin(async move {
+            match bounded(pid, shared.timeout, work).await {
+                Ok(value) => {
+                    answer(&shared, reply, value);
+                    shared.succeeded(operation, began);
+                }
+                Err(failure) => {
+                    reply.refuse(failure.errno);
+                    shared.failed(operation, began, &failure);
+                }
+            }
+        });
+        // What is in memory is answered here, which saves waking another thread; a task that has
+        // to wait moves to the runtime and is polled again there.
+        let _entered = self.runtime.enter();
+        if task.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {
+            self.runtime.spawn(task);
+        }
+    }
+
+    /// Answers at once.
+    pub(super) fn answer<R: Refuse, T>(
+        &self,
+        operation: &'static str,
+        reply: R,
+        work: impl FnOnce(&Shared) -> Result<T>,
+        answer: impl FnOnce(&Shared, R, T),
+    ) {
+        let began = Instant::now();
+        match work(&self.shared) {
+            Ok(value) => {
+                answer(&self.shared, reply, value);
+                self.shared.succeeded(operation, began);
+            }
+            Err(failure) => {
+                reply.refuse(failure.errno);
+                self.shared.failed(operation, began, &failure);
+            }
+        }
+    }
+
+    /// Refuses what would write.
+    pub(super) fn refuse_write<R: Refuse>(&self, operation: &'static str, reply: R) {
+        self.answer(operation, reply, |_| Err::<(), _>(Errno::ROFS.into()), |_, _, ()| {});
+    }
+}
