@@ -14,8 +14,6 @@ use std::time::Duration;
 use bytes::{Buf, Bytes};
 use futures::StreamExt;
 use http::HeaderMap;
-use http_body_util::BodyExt;
-use hyper::body::Incoming;
 use parking_lot::Mutex;
 use s3s::S3ErrorCode;
 use store::{Body, Error, ErrorKind};
@@ -24,6 +22,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use crate::auth::{ChunkSigner, Payload, PayloadHash, Streaming};
 use crate::failure::{Failure, Outcome};
 use crate::metrics::Metrics;
+use crate::unread::Unread;
 use checksum::{Algorithm, Covers, Hasher};
 use chunked::{ChunkDecoder, Event};
 
@@ -95,11 +94,16 @@ impl Plan {
         Ok(Self { size, chunked, signer: payload.signer, trailer_signature, hashers })
     }
 
+    /// Bytes after decoding.
+    pub(crate) fn size(&self) -> u64 {
+        self.size
+    }
+
     /// The verified body. `permit` is its share of the memory for bodies, `stall` how long to wait
     /// for the next bytes.
     pub(crate) fn open(
         self,
-        incoming: Incoming,
+        incoming: Unread,
         stall: Duration,
         metrics: Metrics,
         permit: OwnedSemaphorePermit,
@@ -142,7 +146,7 @@ impl Plan {
     /// The whole verified body, for documents of at most `limit` bytes.
     pub(crate) async fn collect(
         self,
-        incoming: Incoming,
+        incoming: Unread,
         stall: Duration,
         metrics: Metrics,
         permit: OwnedSemaphorePermit,
@@ -184,7 +188,7 @@ struct OpenChunk {
 }
 
 struct Reader {
-    incoming: Incoming,
+    incoming: Unread,
     stall: Duration,
     metrics: Metrics,
     input: Bytes,

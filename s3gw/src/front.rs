@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
-use http::header::{HOST, HeaderName, HeaderValue, SERVER};
+use http::header::{EXPECT, HOST, HeaderName, HeaderValue, SERVER};
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use s3s::S3ErrorCode;
@@ -26,6 +26,7 @@ use crate::operation::{Operation, Route};
 use crate::ops;
 use crate::reply::{GuardedBody, Reply, render};
 use crate::target::{Query, Target};
+use crate::unread::Unread;
 
 /// Memory that an upload may hold: a piece on its way and a piece held back.
 const UPLOAD_WINDOW_BYTES: u64 = 2 * READ_BUFFER_BYTES as u64;
@@ -44,6 +45,7 @@ pub(crate) struct Front {
     pub(crate) patience: Duration,
     body_timeout: Duration,
     windows: Arc<Semaphore>,
+    all_windows: u32,
     authenticator: Authenticator,
     hosts: Hosts,
     metrics: Metrics,
@@ -61,7 +63,7 @@ pub(crate) struct Call {
     pub(crate) headers: HeaderMap,
     pub(crate) reader: ReaderId,
     pub(crate) request_id: String,
-    body: Option<(Incoming, Payload)>,
+    body: Option<(Unread, Payload)>,
 }
 
 impl Front {
@@ -71,14 +73,15 @@ impl Front {
         namespace: Arc<Namespace>,
         metrics: Metrics,
     ) -> Self {
-        let windows = (config.body_memory_bytes / UPLOAD_WINDOW_BYTES).clamp(1, 1 << 20) as usize;
+        let windows = (config.body_memory_bytes / UPLOAD_WINDOW_BYTES).clamp(1, 1 << 20) as u32;
         let instance = format!("warpdrive-{:016x}", rand::random::<u64>());
         Self {
             namespace,
             region: config.region,
             patience: config.patience,
             body_timeout: config.body_timeout,
-            windows: Arc::new(Semaphore::new(windows)),
+            windows: Arc::new(Semaphore::new(windows as usize)),
+            all_windows: windows,
             authenticator: Authenticator::new(config.access),
             hosts: Hosts::new(bound, &config.allowed_hosts),
             metrics,
@@ -127,6 +130,7 @@ impl Front {
         guard: &mut RequestGuard,
     ) -> Outcome<Reply> {
         let (parts, incoming) = request.into_parts();
+        let incoming = Unread::new(incoming, parts.headers.contains_key(EXPECT));
         let host = match parts.headers.get(HOST) {
             Some(value) => value.to_str().unwrap_or_default(),
             None => parts.uri.authority().map_or("", http::uri::Authority::as_str),
@@ -300,7 +304,7 @@ impl Call {
     }
 
     /// What the request's body must be.
-    pub(crate) fn plan(&mut self, covers: Covers) -> Outcome<(Plan, Incoming)> {
+    pub(crate) fn plan(&mut self, covers: Covers) -> Outcome<(Plan, Unread)> {
         let (incoming, payload) = self.body.take().ok_or_else(|| {
             Failure::new(S3ErrorCode::InternalError, "the body was taken already")
         })?;
@@ -311,9 +315,9 @@ impl Call {
     /// waits for `100 Continue` gets it when the stream is first read.
     pub(crate) async fn body(
         &self,
-        (plan, incoming): (Plan, Incoming),
+        (plan, incoming): (Plan, Unread),
     ) -> Outcome<(store::Body, SharedVerdict)> {
-        let window = self.window().await?;
+        let window = self.window(UPLOAD_WINDOW_BYTES).await?;
         let front = &self.front;
         Ok(plan.open(incoming, front.body_timeout, front.metrics.clone(), window))
     }
@@ -321,13 +325,15 @@ impl Call {
     /// The request's body as a document of at most `limit` bytes.
     pub(crate) async fn document(&mut self, limit: u64, covers: Covers) -> Outcome<bytes::Bytes> {
         let (plan, incoming) = self.plan(covers)?;
-        let window = self.window().await?;
+        // The whole document is held, besides the window through which it comes.
+        let window = self.window(plan.size().min(limit) + UPLOAD_WINDOW_BYTES).await?;
         let front = &self.front;
         plan.collect(incoming, front.body_timeout, front.metrics.clone(), window, limit).await
     }
 
-    async fn window(&self) -> Outcome<OwnedSemaphorePermit> {
-        let wait = Arc::clone(&self.front.windows).acquire_owned();
+    async fn window(&self, bytes: u64) -> Outcome<OwnedSemaphorePermit> {
+        let windows = bytes.div_ceil(UPLOAD_WINDOW_BYTES).min(self.front.all_windows.into());
+        let wait = Arc::clone(&self.front.windows).acquire_many_owned(windows as u32);
         match tokio::time::timeout(WINDOW_WAIT, wait).await {
             Ok(Ok(window)) => Ok(window),
             Ok(Err(_)) | Err(_) => Err(Failure::new(

@@ -19,6 +19,7 @@ mod range_header;
 mod reply;
 mod socket;
 mod target;
+mod unread;
 
 pub use auth::{Access, AccessKey};
 pub use config::GatewayConfig;

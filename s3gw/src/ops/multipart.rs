@@ -24,7 +24,7 @@ use crate::reply::{Reply, render};
 const MAX_PART_NUMBER: u32 = 10_000;
 
 /// Largest completion document: 10,000 parts with a tag and a checksum each.
-const MAX_DOCUMENT_BYTES: u64 = 8 << 20;
+const MAX_DOCUMENT_BYTES: u64 = 4 << 20;
 
 /// Most parts or uploads in a page, as in S3.
 const MAX_PAGE: u32 = 1000;

@@ -203,3 +203,123 @@ async fn nothing_is_told_before_the_signature() {
     assert_eq!(expect.status, 403);
     assert_eq!(endpoint.faulty.calls().total(), 0);
 }
+
+mod chunks {
+    //! A signed stream, built from the documented formulas.
+
+    use hmac::{Hmac, KeyInit, Mac};
+    use sha2::{Digest, Sha256};
+
+    pub(super) struct Chunks {
+        key: [u8; 32],
+        date: String,
+        previous: String,
+    }
+
+    fn hmac(key: &[u8], text: &str) -> [u8; 32] {
+        let mut mac = Hmac::<Sha256>::new_from_slice(key).unwrap();
+        mac.update(text.as_bytes());
+        mac.finalize().into_bytes().into()
+    }
+
+    impl Chunks {
+        /// After the signed head, whose signature the first chunk builds on.
+        pub(super) fn new(secret: &str, date: &str, seed: &str) -> Self {
+            let day = hmac(format!("AWS4{secret}").as_bytes(), &date[..8]);
+            let key = hmac(&hmac(&hmac(&day, "anywhere"), "s3"), "aws4_request");
+            Self { key, date: date.to_owned(), previous: seed.to_owned() }
+        }
+
+        fn sign(&mut self, kind: &str, middle: &str, bytes: &[u8]) -> String {
+            let digest = hex::encode(Sha256::digest(bytes));
+            let (date, previous) = (&self.date, &self.previous);
+            let scope = format!("{}/anywhere/s3/aws4_request", &date[..8]);
+            let text = format!("{kind}\n{date}\n{scope}\n{previous}\n{middle}{digest}");
+            self.previous = hex::encode(hmac(&self.key, &text));
+            self.previous.clone()
+        }
+
+        pub(super) fn chunk(&mut self, data: &[u8]) -> Vec<u8> {
+            let empty = format!("{}\n", hex::encode(Sha256::digest(b"")));
+            let signature = self.sign("AWS4-HMAC-SHA256-PAYLOAD", &empty, data);
+            let head = format!("{:x};chunk-signature={signature}\r\n", data.len());
+            let end: &[u8] = if data.is_empty() { b"" } else { b"\r\n" };
+            [head.as_bytes(), data, end].concat()
+        }
+
+        pub(super) fn trailer(&mut self, line: &str) -> Vec<u8> {
+            let signed = format!("{line}\n");
+            let signature = self.sign("AWS4-HMAC-SHA256-TRAILER", "", signed.as_bytes());
+            format!("{line}\r\nx-amz-trailer-signature:{signature}\r\n\r\n").into_bytes()
+        }
+    }
+}
+
+/// What S3A sends: signed chunks, with and without a signed trailer; each forgery is refused.
+#[tokio::test]
+async fn signed_chunks_are_verified() {
+    let (endpoint, key) = signed().await;
+    let signer = Signer::new(&key);
+    for trailer in [false, true] {
+        let words = if trailer {
+            "STREAMING-AWS4-HMAC-SHA256-PAYLOAD-TRAILER"
+        } else {
+            "STREAMING-AWS4-HMAC-SHA256-PAYLOAD"
+        };
+        let mut headers =
+            vec![("content-encoding", "aws-chunked"), ("x-amz-decoded-content-length", "10")];
+        if trailer {
+            headers.push(("x-amz-trailer", "x-amz-checksum-crc32"));
+        }
+        let body = SignableBody::Precomputed(words.to_owned());
+        let (target, head) = signer.sign(&endpoint, "PUT", "/b/k", &headers, body);
+        let value =
+            |name: &str| head.iter().find(|(n, _)| n.eq_ignore_ascii_case(name)).unwrap().1.clone();
+        let first = value("authorization").rsplit_once("Signature=").unwrap().1.to_owned();
+        let secret = key.secret.expose_secret();
+        let mut chunks = chunks::Chunks::new(secret, &value("x-amz-date"), &first);
+        let mut wire: Vec<u8> =
+            [chunks.chunk(b"hello"), chunks.chunk(b"hello"), chunks.chunk(b"")].concat();
+        if trailer {
+            wire.extend(chunks.trailer("x-amz-checksum-crc32:9YyXaA=="));
+        } else {
+            wire.extend(b"\r\n");
+        }
+        let headers: Vec<(&str, &str)> =
+            head.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect();
+        let send = async |wire: &[u8]| endpoint.send("PUT", &target, &headers, wire).await;
+        endpoint.memory.insert("k", "old");
+        let text = String::from_utf8(wire.clone()).unwrap();
+        // Other data, chunks in another order, the last chunk cut off, a forged trailer.
+        let at = text.find("\r\nhello").unwrap();
+        let mut forgeries = vec![
+            text.replacen("hello", "jello", 1),
+            format!("{}{}", &text[at + 9..2 * (at + 9)], &text[..at + 9]) + &text[2 * (at + 9)..],
+            text[..text.find("\r\n0;").unwrap() + 2].to_owned(),
+        ];
+        if trailer {
+            forgeries.push(text.replace("trailer-signature:", "trailer-signature:0"));
+        }
+        for forgery in forgeries {
+            let refused = send(forgery.as_bytes()).await;
+            assert!((400..500).contains(&refused.status), "{forgery}");
+            assert_eq!(endpoint.memory.clone().head_text().await, "old", "{forgery}");
+        }
+        let right = send(&wire).await;
+        assert_eq!(right.status, 200, "{}", right.text());
+        assert_eq!(endpoint.memory.clone().head_text().await, "hellohello");
+    }
+}
+
+trait HeadText {
+    async fn head_text(&self) -> String;
+}
+
+impl HeadText for store::testing::MemoryStore {
+    async fn head_text(&self) -> String {
+        use store::StoreExt;
+        let key = store::ObjectKey::new("k").unwrap();
+        let bytes = self.get_bytes(&key, store::ByteRange::Full).await.unwrap();
+        String::from_utf8(bytes.to_vec()).unwrap()
+    }
+}

@@ -170,6 +170,18 @@ async fn read_only_buckets() {
     }
 }
 
+/// A client that sends everything before it looks sees the refusal, not a reset connection.
+#[tokio::test]
+async fn refusals_of_large_bodies_are_seen() {
+    let endpoint = anonymous().await;
+    for target in ["/frozen/k", "/none/k", "/b?policy"] {
+        let answer = endpoint.put(target, &vec![7; 3 << 20]).await;
+        assert!(matches!(answer.status, 403 | 404 | 501), "{target}");
+    }
+    let wrong = &[("x-amz-checksum-crc32", "AA==")];
+    assert_eq!(endpoint.send("PUT", "/b/k", wrong, &vec![7; 3 << 20]).await.status, 400);
+}
+
 #[tokio::test]
 async fn what_would_be_dropped_in_silence_is_refused() {
     let endpoint = anonymous().await;
