@@ -71,9 +71,10 @@ struct Token {
     /// Of the origin's page, what was returned already: everything up to this name.
     #[serde(rename = "s", default, skip_serializing_if = "Option::is_none")]
     seen: Option<String>,
-    /// Of what extent that page is: [`FULL_PAGE`], or as many as the caller asks for.
-    #[serde(rename = "w", default, skip_serializing_if = "std::ops::Not::not")]
-    wide: bool,
+    /// How many items that page was asked for; the next caller may ask for another number, and what
+    /// was returned of the page must be found in it again.
+    #[serde(rename = "e", default, skip_serializing_if = "Option::is_none")]
+    extent: Option<usize>,
     /// The last common prefix returned; it and what is below it is not returned again.
     #[serde(rename = "p", default, skip_serializing_if = "Option::is_none")]
     prefix: Option<String>,
@@ -120,21 +121,22 @@ pub(crate) async fn page(origin: &impl RawPages, request: &ListRequest) -> Resul
         at.prefix = Some(common.to_owned());
     }
     for round in 0..MAX_PAGES {
-        at.wide |= emulated.is_some() || round > 0;
+        let wanted = if emulated.is_some() || round > 0 { FULL_PAGE } else { limit };
+        let extent = *at.extent.get_or_insert(wanted);
         let raw = origin
             .raw_page(RawRequest {
                 prefix: &request.prefix,
                 delimiter: native,
                 after: at.floor.as_deref(),
                 marker: at.marker.as_deref(),
-                limit: if at.wide { FULL_PAGE } else { limit },
+                limit: extent.clamp(1, FULL_PAGE),
             })
             .await?;
         if let Some(cut) = fill(&mut page, &mut at, raw.items, request, emulated, limit) {
             page.next = Some(cut.encode());
             return Ok(page);
         }
-        (at.marker, at.seen, at.wide) = (raw.next, None, false);
+        (at.marker, at.seen, at.extent) = (raw.next, None, None);
         if at.marker.is_none() {
             return Ok(page);
         }

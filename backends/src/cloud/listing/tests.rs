@@ -14,6 +14,8 @@ struct Origin {
     seeks: bool,
     /// It rolls up at single characters.
     rolls: bool,
+    /// It sends more than it is asked for, as an origin does that counts no common prefixes.
+    lavish: bool,
 }
 
 #[async_trait]
@@ -26,7 +28,7 @@ impl RawPages for Origin {
                 delimiter: request.delimiter.map(str::to_owned),
                 start_after: request.after.filter(|_| self.seeks).map(str::to_owned),
                 token: request.marker.map(str::to_owned),
-                max_keys: request.limit,
+                max_keys: if self.lavish { 2 * request.limit + 1 } else { request.limit },
             })
             .await?;
         let objects = page.entries.into_iter();
@@ -40,13 +42,15 @@ impl RawPages for Origin {
     }
 }
 
-/// Everything, page by page; fails when a page is too large or out of order.
+/// Everything, page by page, each of another size; fails when a page is too large.
 fn all(
     list: impl Fn(&ListRequest) -> Result<ListPage>,
     mut request: ListRequest,
+    sizes: &[usize],
 ) -> (Vec<String>, Vec<String>) {
     let (mut keys, mut prefixes) = (Vec::new(), Vec::new());
-    for _ in 0..1000 {
+    for size in sizes.iter().cycle().take(1000) {
+        request.max_keys = *size;
         let page = list(&request).unwrap();
         assert!(page.entries.len() + page.common_prefixes.len() <= request.max_keys);
         keys.extend(page.entries.iter().map(|e| e.key.to_string()));
@@ -66,23 +70,26 @@ proptest! {
         prefix in "[ab/]{0,2}",
         delimiter in prop::option::of("/|-|a|ab|/b"),
         after in prop::option::of("[ab/-]{0,4}"),
-        max_keys in 1usize..6,
+        sizes in prop::collection::vec(1usize..6, 1..4),
         seeks: bool,
         rolls: bool,
+        lavish: bool,
     ) {
         let objects = MemoryStore::new();
         for name in &names {
             objects.insert(name, "x");
         }
-        let request = ListRequest { prefix, delimiter, start_after: after, token: None, max_keys };
+        let request = ListRequest { prefix, delimiter, start_after: after, token: None, max_keys: 1 };
         let expected = all(
             |r| objects.list(r).now_or_never().expect("nothing here waits"),
             request.clone(),
+            &sizes,
         );
-        let origin = Origin { objects: objects.clone(), seeks, rolls };
+        let origin = Origin { objects: objects.clone(), seeks, rolls, lavish };
         let found = all(
             |r| page(&origin, r).now_or_never().expect("nothing here waits"),
             request,
+            &sizes,
         );
         prop_assert_eq!(found, expected);
     }
