@@ -17,7 +17,7 @@ mod writer;
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -58,8 +58,14 @@ pub(crate) trait BlockCache: fmt::Debug + Send + Sync + 'static {
     async fn load(&self, key: &BlockKey, len: usize) -> Option<Bytes>;
 
     /// Keeps a block in memory at once. The future, where there is a disk tier, ends when that has
-    /// taken the block over or refused it: waiting for it is what keeps a fill from outrunning the disk.
-    fn insert(&self, key: BlockKey, data: Bytes) -> Option<BoxFuture<'static, ()>>;
+    /// taken the block over or, after `patience`, refused it: waiting for it is what keeps a fill from
+    /// outrunning the disk.
+    fn insert(
+        &self,
+        key: BlockKey,
+        data: Bytes,
+        patience: Duration,
+    ) -> Option<BoxFuture<'static, ()>>;
 
     /// What was remembered under a key without a block (see [`Remembered`]).
     async fn recall(&self, key: &BlockKey) -> Option<Remembered>;

@@ -142,6 +142,11 @@ impl Cache {
         Arc::new(CachedStore::new(Arc::clone(&self.shared), origin, lists))
     }
 
+    #[cfg(test)]
+    pub(crate) fn shared(&self) -> &Shared {
+        &self.shared
+    }
+
     /// What the cache is doing now.
     pub fn stats(&self) -> Stats {
         self.update_gauges();

@@ -36,6 +36,10 @@ pub struct CacheConfig {
     pub metadata_entries: usize,
     /// Listed objects in cached pages of listings for each store.
     pub listed_entries: usize,
+    /// How long a fetch that a reader waits for waits for a disk that is slower than the origin, before
+    /// its block is kept in memory only and counted as dropped. Zero never slows a reader; the cache
+    /// then fills at the disk's pace over several reads. What is warmed on purpose waits regardless.
+    pub fill_patience: Duration,
     /// Bytes that all bodies together may have fetched ahead of their readers.
     pub body_window_bytes: u64,
 }
@@ -55,6 +59,8 @@ impl Default for CacheConfig {
             metadata_entries: 200_000,
             // Pages share their keys with the metadata: about 100 bytes each.
             listed_entries: 100_000,
+            // Long enough for any burst, short enough that a disk that hangs is not waited for twice.
+            fill_patience: Duration::from_secs(5),
             body_window_bytes: 96 * MIB,
         }
     }

@@ -8,7 +8,7 @@ mod fetcher;
 mod flight;
 mod gate;
 
-pub(crate) use assembly::STALL;
+pub(crate) use assembly::{FILL_PATIENCE, STALL};
 pub(crate) use fetcher::{Fetcher, Origin, Probe, Want, Wanted};
 pub(crate) use flight::Flight;
 pub(crate) use gate::Priority;

@@ -67,6 +67,11 @@ impl Store for CachedStore {
         Ok(object.meta.clone())
     }
 
+    async fn stat(&self, key: &ObjectKey) -> Result<ObjectMeta> {
+        let object = self.known(key, false, None).await?;
+        Ok(object.meta.clone())
+    }
+
     async fn get(&self, key: &ObjectKey, options: GetOptions) -> Result<GetResult> {
         self.read(key, &options).await
     }

@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -171,12 +172,17 @@ impl BlockCache for HybridBlocks {
         Some(data)
     }
 
-    fn insert(&self, key: BlockKey, data: Bytes) -> Option<BoxFuture<'static, ()>> {
+    fn insert(
+        &self,
+        key: BlockKey,
+        data: Bytes,
+        patience: Duration,
+    ) -> Option<BoxFuture<'static, ()>> {
         let block = Block::new(&key, data);
         let entry = self.engine.memory().insert(key, block);
         let disk = self.open_disk()?;
         let writer = Arc::clone(&disk.writer);
-        Some(async move { writer.write(entry).await }.boxed())
+        Some(async move { writer.write(entry, patience).await }.boxed())
     }
 
     async fn recall(&self, key: &BlockKey) -> Option<Remembered> {

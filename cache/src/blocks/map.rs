@@ -3,6 +3,7 @@
 //! Invariant: it forgets only when told to.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -46,7 +47,7 @@ impl BlockCache for MapBlocks {
         None
     }
 
-    fn insert(&self, key: BlockKey, data: Bytes) -> Option<BoxFuture<'static, ()>> {
+    fn insert(&self, key: BlockKey, data: Bytes, _: Duration) -> Option<BoxFuture<'static, ()>> {
         self.blocks.lock().insert(key, data);
         None
     }

@@ -16,6 +16,9 @@ use crate::{Cache, CacheConfig, CachedStore, DiskConfig, Metrics, OpenError, Sto
 
 const MIB: u64 = 1 << 20;
 
+/// Nothing here may be given up for want of time.
+const LONG: Duration = Duration::from_mins(5);
+
 pub(super) fn metrics() -> Metrics {
     Metrics::register(&prometheus::Registry::new()).unwrap()
 }
@@ -49,7 +52,7 @@ fn block(index: u32, len: usize) -> Bytes {
 
 async fn fill(blocks: &HybridBlocks, object: &Arc<Version>, count: u32, len: usize) {
     for index in 0..count {
-        if let Some(spill) = blocks.insert(BlockKey::new(object, index), block(index, len)) {
+        if let Some(spill) = blocks.insert(BlockKey::new(object, index), block(index, len), LONG) {
             spill.await;
         }
     }
@@ -94,7 +97,7 @@ async fn small_blocks_from_many_tasks_are_all_resident() {
             // Lengths of every kind, as small objects have.
             for index in 0..200u32 {
                 let len = 5 + (index as usize * 7919 + n * 13) % (64 << 10);
-                let spill = blocks.insert(BlockKey::new(&object, index), block(index, len));
+                let spill = blocks.insert(BlockKey::new(&object, index), block(index, len), LONG);
                 spill.unwrap().await;
             }
             object
@@ -112,6 +115,25 @@ async fn small_blocks_from_many_tasks_are_all_resident() {
         }
     }
     assert_eq!(Metrics::by_label(&metrics.dropped).values().sum::<u64>(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_patience_what_outruns_the_disk_is_counted() {
+    let dir = tempfile::tempdir().unwrap();
+    let metrics = metrics();
+    let config = on(dir.path(), 4 * MIB, 64 * MIB, 2048 * MIB);
+    let blocks = HybridBlocks::open(&config, &metrics).await.unwrap();
+    let object = version("big", 1 << 40);
+    let data = block(0, 4 * MIB as usize);
+    for index in 0..300 {
+        let spill = blocks.insert(BlockKey::new(&object, index), data.clone(), Duration::ZERO);
+        spill.unwrap().await;
+    }
+    blocks.flush().await;
+    let held = resident(&blocks, &object, 300) as u64;
+    let dropped = Metrics::by_label(&metrics.dropped);
+    assert_eq!(held + dropped["slow_disk"], 300, "{dropped:?}");
+    assert!(held >= 8);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -284,7 +306,7 @@ async fn child_that_fills_until_killed() {
     // Goes on writing, so that the kill comes in the middle of it.
     for index in 300.. {
         if let Some(spill) =
-            blocks.insert(BlockKey::new(&object, index % 900), block(index % 900, 64 << 10))
+            blocks.insert(BlockKey::new(&object, index % 900), block(index % 900, 64 << 10), LONG)
         {
             spill.await;
         }

@@ -26,10 +26,6 @@ pub(crate) const PAGE_BYTES: u64 = 4096;
 /// Bytes that foyer puts before each entry.
 const ENTRY_HEADER_BYTES: u64 = 36;
 
-/// How long a fetch waits for room in the queue before its block is given up: a disk that needs
-/// longer for a few dozen MiB is slower than any origin worth caching.
-const PATIENCE: Duration = Duration::from_secs(20);
-
 /// How long a flush may take before the disk counts as stuck.
 const FLUSH_LIMIT: Duration = Duration::from_mins(1);
 
@@ -137,8 +133,8 @@ impl Writer {
         self.health.paused()
     }
 
-    /// Hands an entry over, waiting for room.
-    pub(crate) async fn write(&self, entry: HybridCacheEntry<BlockKey, Block>) {
+    /// Hands an entry over, waiting for room as long as `patience` lasts.
+    pub(crate) async fn write(&self, entry: HybridCacheEntry<BlockKey, Block>, patience: Duration) {
         if self.health.paused().is_some() {
             self.drop_one("paused");
             return;
@@ -149,7 +145,7 @@ impl Writer {
             return;
         }
         let room = Arc::clone(&self.room).acquire_many_owned(wanted);
-        match timeout(PATIENCE, room).await {
+        match timeout(patience, room).await {
             Ok(Ok(room)) => {
                 if self.jobs.send(Job::Write(Entry::new(&entry, room))).is_err() {
                     self.drop_one("closed");

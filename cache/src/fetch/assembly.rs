@@ -24,6 +24,9 @@ use crate::version::{BlockKey, Version};
 /// this one keeps a store without them from holding readers for ever.
 pub(crate) const STALL: Duration = Duration::from_mins(1);
 
+/// How long a fetch that no reader waits for waits for the disk.
+pub(crate) const FILL_PATIENCE: Duration = Duration::from_mins(1);
+
 /// What a fetch of one block ends in.
 pub(crate) type Fetched = Result<Bytes, Error>;
 
@@ -61,7 +64,9 @@ impl Run {
         let Some(landing) = landing else { return };
         let key = BlockKey::new(&self.object, index);
         let blocks = self.fetcher.blocks();
-        let spill = blocks.insert(key.clone(), data.clone());
+        let hurried = self.urgency.is_demand();
+        let patience = if hurried { self.fetcher.fill_patience() } else { FILL_PATIENCE };
+        let spill = blocks.insert(key.clone(), data.clone(), patience);
         if spill.is_some() {
             self.remember(index);
         }

@@ -92,6 +92,7 @@ pub(crate) struct Fetcher {
     metrics: Metrics,
     block_bytes: u64,
     max_fetch_bytes: u64,
+    fill_patience: Duration,
 }
 
 impl Fetcher {
@@ -109,11 +110,16 @@ impl Fetcher {
             metrics,
             block_bytes: config.block_bytes,
             max_fetch_bytes: config.max_fetch_bytes,
+            fill_patience: config.fill_patience,
         })
     }
 
     pub(crate) fn block_bytes(&self) -> u64 {
         self.block_bytes
+    }
+
+    pub(crate) fn fill_patience(&self) -> Duration {
+        self.fill_patience
     }
 
     pub(crate) fn blocks(&self) -> &Arc<dyn BlockCache> {

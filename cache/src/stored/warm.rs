@@ -10,7 +10,7 @@ use store::{Error, ErrorKind, ObjectKey, ObjectMeta, Result};
 
 use super::CachedStore;
 use super::lookup::keys;
-use crate::fetch::{Priority, Want, Wanted};
+use crate::fetch::{FILL_PATIENCE, Priority, Want, Wanted};
 use crate::span::{block_count, block_range};
 use crate::version::Version;
 
@@ -106,7 +106,7 @@ impl CachedStore {
                     match wanted {
                         // In memory and not on disk: it was dropped once, and is written again.
                         Wanted::Ready(data) => {
-                            if let Some(spill) = blocks.insert(key, data) {
+                            if let Some(spill) = blocks.insert(key, data, FILL_PATIENCE) {
                                 spill.await;
                             }
                         }

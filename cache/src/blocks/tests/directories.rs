@@ -46,9 +46,9 @@ async fn serves(config: &CacheConfig) -> (Option<crate::TierState>, crate::Stats
 async fn a_path_that_cannot_be_a_directory() {
     let file = tempfile::NamedTempFile::new().unwrap();
     let config = on(&file.path().join("cache"), 64 << 10, MIB, 64 * MIB);
-    let (state, stats) = serves(&config).await;
-    let state = state.unwrap();
-    assert!(!state.up && state.reason.unwrap().contains("cannot create"));
+    let (tier, stats) = serves(&config).await;
+    let tier = tier.unwrap();
+    assert!(!tier.up && tier.reason.unwrap().contains("cannot create"));
     assert!(stats.disk.is_none() && stats.fetch.bytes > 0);
 }
 
@@ -100,8 +100,8 @@ async fn a_file_system_that_fills_up_while_in_use() {
     }
     let stats = rig.cache.stats();
     assert!(stats.dropped.values().sum::<u64>() > 0, "what was not written is counted");
-    let state = stats.disk_state.unwrap();
-    assert!(!state.up && state.reason.unwrap().contains("fail"), "and said");
+    let tier = stats.disk_state.unwrap();
+    assert!(!tier.up && tier.reason.unwrap().contains("fail"), "and said");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -189,6 +189,6 @@ async fn flipped_bits_and_garbage_are_misses() {
     drop(second);
     std::fs::remove_file(&files[0]).unwrap();
     std::fs::create_dir(&files[0]).unwrap();
-    let (state, _) = serves(&config).await;
-    assert!(!state.unwrap().up);
+    let (tier, _) = serves(&config).await;
+    assert!(!tier.unwrap().up);
 }
