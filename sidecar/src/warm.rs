@@ -6,15 +6,14 @@
 
 mod jobs;
 mod pace;
+mod plan;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use cache::CachedStore;
 use futures::StreamExt;
-use globset::{GlobBuilder, GlobMatcher};
 use serde::{Deserialize, Serialize};
 use store::{ETag, ErrorKind, ObjectKey, ObjectMeta, Residency, Store, StoreExt};
 use tokio::sync::Semaphore;
@@ -22,7 +21,8 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use jobs::{JobState, JobStatus, Jobs};
-use pace::Pace;
+pub(crate) use plan::Plan;
+use plan::Target;
 
 /// Most objects of one job: about 200 bytes each are held to verify them at the end, 1 GB in all.
 const MAX_OBJECTS: u64 = 5_000_000;
@@ -133,99 +133,6 @@ impl Report {
     pub(crate) fn is_complete(&self) -> bool {
         self.not_resident_objects == 0 && self.incomplete.is_empty()
     }
-}
-
-/// Why a request makes no sense.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub(crate) struct BadRequest(pub(crate) String);
-
-/// A bucket that can be warmed, by the name that the user gave.
-#[derive(Debug, Clone)]
-pub(crate) struct Target {
-    pub(crate) name: Arc<str>,
-    pub(crate) store: Arc<CachedStore>,
-}
-
-/// A request that makes sense.
-pub(crate) struct Plan {
-    targets: Vec<Target>,
-    prefix: String,
-    glob: Option<GlobMatcher>,
-    objects: Option<Vec<(usize, ObjectKey)>>,
-    max_size_bytes: u64,
-    parallel: usize,
-    pace: Pace,
-}
-
-impl Plan {
-    /// Checks a request against what there is to warm: `find` knows buckets and backends by name,
-    /// `all` are those of a request that names none.
-    pub(crate) fn new(
-        request: WarmRequest,
-        all: &[String],
-        find: impl Fn(&str) -> Option<Arc<CachedStore>>,
-    ) -> Result<Self, BadRequest> {
-        let mut targets = Vec::new();
-        let mut positions: BTreeMap<String, usize> = BTreeMap::new();
-        let mut add = |name: &str| -> Result<usize, BadRequest> {
-            if let Some(position) = positions.get(name) {
-                return Ok(*position);
-            }
-            let store = find(name).ok_or_else(|| {
-                BadRequest(format!("no bucket `{name}`; there are: {}", all.join(", ")))
-            })?;
-            targets.push(Target { name: name.into(), store });
-            positions.insert(name.to_owned(), targets.len() - 1);
-            Ok(targets.len() - 1)
-        };
-        let objects = match request.objects {
-            None => {
-                let wanted = if request.buckets.is_empty() { all } else { &request.buckets };
-                for name in wanted {
-                    add(name)?;
-                }
-                None
-            }
-            Some(named) => {
-                let mut objects = Vec::with_capacity(named.len());
-                for (bucket, key) in named {
-                    let key = ObjectKey::new(key).map_err(|e| BadRequest(e.to_string()))?;
-                    objects.push((add(&bucket)?, key));
-                }
-                Some(objects)
-            }
-        };
-        let glob = request.glob.as_deref().map(matcher).transpose()?;
-        let literal = request.glob.as_deref().map(literal_prefix).unwrap_or_default();
-        if request.rate_bytes_per_second == Some(0) {
-            return Err(BadRequest("a rate of 0 would never end".to_owned()));
-        }
-        Ok(Self {
-            targets,
-            // A listing that begins where the pattern does skips the rest of the bucket.
-            prefix: request.prefix.unwrap_or_else(|| literal.to_owned()),
-            glob,
-            objects,
-            max_size_bytes: request.max_size_bytes.unwrap_or(u64::MAX),
-            parallel: usize::from(request.parallel.unwrap_or(8).clamp(1, 256)),
-            pace: Pace::new(request.rate_bytes_per_second),
-        })
-    }
-
-    fn wants(&self, key: &ObjectKey) -> bool {
-        self.glob.as_ref().is_none_or(|glob| glob.is_match(key.as_str()))
-    }
-}
-
-fn matcher(pattern: &str) -> Result<GlobMatcher, BadRequest> {
-    let glob = GlobBuilder::new(pattern).literal_separator(true).build();
-    glob.map(|g| g.compile_matcher()).map_err(|e| BadRequest(format!("--glob: {e}")))
-}
-
-/// What every match of a pattern begins with.
-fn literal_prefix(pattern: &str) -> &str {
-    &pattern[..pattern.find(['*', '?', '[', '{', '\\']).unwrap_or(pattern.len())]
 }
 
 /// One object of a job, kept to be verified at the end.
@@ -491,36 +398,4 @@ async fn verify(plan: &Plan, shared: &Shared) -> Report {
         }
     }
     report
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn patterns_begin_with_what_they_say() {
-        assert_eq!(literal_prefix("imagenet/**/*.tar"), "imagenet/");
-        assert_eq!(literal_prefix("exact/key"), "exact/key");
-        assert_eq!(literal_prefix("*.tar"), "");
-        let glob = matcher("a/*.tar").unwrap();
-        assert!(glob.is_match("a/x.tar") && !glob.is_match("a/b/x.tar"));
-        let glob = matcher("**/*.{tar,idx}").unwrap();
-        assert!(glob.is_match("a/b/x.idx") && glob.is_match("x.tar") && !glob.is_match("x.zip"));
-        assert!(matcher("a[").is_err());
-    }
-
-    #[test]
-    fn requests_that_make_no_sense_say_why() {
-        let all = ["train".to_owned()];
-        let none = |_: &str| None;
-        let named = WarmRequest { buckets: vec!["tarin".to_owned()], ..WarmRequest::default() };
-        let error = Plan::new(named, &all, none).err().unwrap();
-        assert_eq!(error.to_string(), "no bucket `tarin`; there are: train");
-        let nothing = WarmRequest {
-            objects: Some(vec![]),
-            rate_bytes_per_second: Some(0),
-            ..WarmRequest::default()
-        };
-        assert!(Plan::new(nothing, &all, none).is_err());
-    }
 }
