@@ -41,6 +41,10 @@ impl Store for Sink {
     async fn head(&self, key: &ObjectKey) -> Result<ObjectMeta> {
         self.0.head(key).await
     }
+    async fn stat(&self, key: &ObjectKey) -> Result<ObjectMeta> {
+        self.0.stat(key).await
+    }
+
     async fn get(&self, key: &ObjectKey, options: GetOptions) -> Result<GetResult> {
         self.0.get(key, options).await
     }
