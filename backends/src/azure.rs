@@ -120,6 +120,10 @@ impl Store for AzureStore {
         meta(key, headers, size)
     }
 
+    async fn stat(&self, key: &ObjectKey) -> Result<ObjectMeta> {
+        self.head(key).await
+    }
+
     async fn get(&self, key: &ObjectKey, options: GetOptions) -> Result<GetResult> {
         let GetOptions { mut range, mut if_match, .. } = options;
         if reading::is_empty(range) || matches!(range, ByteRange::Suffix(_)) {

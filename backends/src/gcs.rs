@@ -148,6 +148,10 @@ impl Store for GcsStore {
         meta(headers, size.ok_or_else(|| absent("Content-Length"))?)
     }
 
+    async fn stat(&self, key: &ObjectKey) -> Result<ObjectMeta> {
+        self.head(key).await
+    }
+
     async fn get(&self, key: &ObjectKey, options: GetOptions) -> Result<GetResult> {
         let range = options.range;
         if reading::is_empty(range) {

@@ -152,6 +152,10 @@ impl Store for LocalStore {
         self.blocking(move |shared| Ok(shared.open_object(&key)?.meta)).await
     }
 
+    async fn stat(&self, key: &ObjectKey) -> Result<ObjectMeta> {
+        self.head(key).await
+    }
+
     async fn get(&self, key: &ObjectKey, options: GetOptions) -> Result<GetResult> {
         let wanted = key.clone();
         let object = self.blocking(move |shared| shared.open_object(&wanted)).await?;

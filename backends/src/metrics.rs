@@ -135,6 +135,10 @@ impl Store for MeteredStore {
         self.count("head", self.inner.head(key)).await
     }
 
+    async fn stat(&self, key: &ObjectKey) -> Result<ObjectMeta> {
+        self.count("head", self.inner.stat(key)).await
+    }
+
     async fn get(&self, key: &ObjectKey, options: GetOptions) -> Result<GetResult> {
         let got = self.count("get", self.inner.get(key, options)).await?;
         let bytes = self.metrics.bytes_read.with_label_values(&[&self.backend]);

@@ -57,6 +57,10 @@ impl Store for Prefixed {
         self.inner.head(&self.full(key)?).await
     }
 
+    async fn stat(&self, key: &ObjectKey) -> Result<ObjectMeta> {
+        self.inner.stat(&self.full(key)?).await
+    }
+
     async fn get(&self, key: &ObjectKey, options: GetOptions) -> Result<GetResult> {
         self.inner.get(&self.full(key)?, options).await
     }

@@ -252,6 +252,11 @@ impl Store for Resilient {
         self.call("head", Repeat::Always, || inner.head(key)).await
     }
 
+    async fn stat(&self, key: &ObjectKey) -> Result<ObjectMeta> {
+        let inner = &self.shared.inner;
+        self.call("head", Repeat::Always, || inner.stat(key)).await
+    }
+
     async fn get(&self, key: &ObjectKey, options: GetOptions) -> Result<GetResult> {
         let policy = &self.shared.policy;
         let limits = (policy.first_byte_timeout, policy.call_timeout);

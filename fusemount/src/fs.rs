@@ -129,7 +129,7 @@ impl FileSystem {
     /// lookup then finds that version.
     pub(crate) async fn open(&self, id: NodeId) -> Result<u64> {
         let (file, bucket, key) = self.file(id)?;
-        match bucket.store.head(&key).await {
+        match bucket.store.stat(&key).await {
             Ok(meta) if meta.etag == file.version.etag => {}
             Ok(meta) => {
                 let now = EntryKind::File(Version::from(&meta));

@@ -250,6 +250,10 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
     /// Metadata with attributes.
     async fn head(&self, key: &ObjectKey) -> Result<ObjectMeta>;
 
+    /// Metadata, with attributes only where they cost no request: what a file system asks. A store
+    /// that knows none without asking answers as [`Store::head`] does.
+    async fn stat(&self, key: &ObjectKey) -> Result<ObjectMeta>;
+
     /// Bytes. `meta` carries attributes where the origin's answer did.
     async fn get(&self, key: &ObjectKey, options: GetOptions) -> Result<GetResult>;
 

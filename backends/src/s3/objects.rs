@@ -162,6 +162,10 @@ impl Store for S3Store {
         meta("head", response.headers(), size)
     }
 
+    async fn stat(&self, key: &ObjectKey) -> Result<ObjectMeta> {
+        self.head(key).await
+    }
+
     async fn get(&self, key: &ObjectKey, options: GetOptions) -> Result<GetResult> {
         let range = options.range;
         let header = range.header();

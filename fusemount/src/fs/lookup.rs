@@ -33,7 +33,7 @@ impl FileSystem {
         let key = key_of(parent, name)?;
         let found = match self.known.get(parent.id, name) {
             Known::Fresh(kind) => return Ok(kind),
-            Known::Hint(EntryKind::File(_)) => match bucket.store.head(&key).await {
+            Known::Hint(EntryKind::File(_)) => match bucket.store.stat(&key).await {
                 Ok(meta) => Some(file(&meta)),
                 Err(error) if is_absent(&error) => self.ask(parent, bucket, name).await?,
                 Err(error) => return Err(error.into()),
@@ -67,10 +67,10 @@ impl FileSystem {
                 Ok(Ok(true)) | Err(_) => Ok(Some(EntryKind::Directory)),
                 Ok(Err(error)) if error.kind().is_outage() => Ok(Some(EntryKind::Directory)),
                 Ok(Err(error)) => Err(error.into()),
-                Ok(Ok(false)) => file_or_nothing(bucket.store.head(&key).await),
+                Ok(Ok(false)) => file_or_nothing(bucket.store.stat(&key).await),
             };
         }
-        match select(pin!(bucket.store.head(&key)), pin!(below)).await {
+        match select(pin!(bucket.store.stat(&key)), pin!(below)).await {
             Either::Right((Ok(true), _)) => Ok(Some(EntryKind::Directory)),
             Either::Right((Ok(false), head)) => file_or_nothing(head.await),
             Either::Right((Err(error), head)) => match head.await {

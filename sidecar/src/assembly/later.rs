@@ -159,6 +159,10 @@ impl Store for LaterStore {
         self.get_store()?.head(key).await
     }
 
+    async fn stat(&self, key: &ObjectKey) -> Result<ObjectMeta> {
+        self.get_store()?.stat(key).await
+    }
+
     async fn get(&self, key: &ObjectKey, options: GetOptions) -> Result<GetResult> {
         self.get_store()?.get(key, options).await
     }

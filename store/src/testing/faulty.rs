@@ -192,6 +192,10 @@ impl Store for FaultyStore {
         Ok(meta)
     }
 
+    async fn stat(&self, key: &ObjectKey) -> Result<ObjectMeta> {
+        self.head(key).await
+    }
+
     async fn get(&self, key: &ObjectKey, options: GetOptions) -> Result<GetResult> {
         let fault = self.enter(Operation::Get).await?;
         let mut got = bend(fault, self.inner.get(key, options).await?);

@@ -135,6 +135,10 @@ impl Store for MemoryStore {
         state.objects.get(key).map(|v| v.meta.clone()).ok_or_else(|| not_found(key))
     }
 
+    async fn stat(&self, key: &ObjectKey) -> Result<ObjectMeta> {
+        self.head(key).await
+    }
+
     async fn get(&self, key: &ObjectKey, options: GetOptions) -> Result<GetResult> {
         let found = self.state.lock().objects.get(key).cloned();
         let version = found.ok_or_else(|| not_found(key))?;

@@ -87,7 +87,9 @@ async fn tags(s: &Subject) -> Checked {
     let listed = s.store.walk(&s.prefix).next().await;
     let listed = listed.ok_or("not listed")?.map_err(said("list"))?;
     ensure_eq!(listed.key, s.key("o"), "listed key");
-    for (meta, from) in [(&head, "head"), (&got.meta, "get"), (&listed.meta, "list")] {
+    let stat = s.store.stat(&s.key("o")).await.map_err(said("stat"))?;
+    let all = [(&head, "head"), (&stat, "stat"), (&got.meta, "get"), (&listed.meta, "list")];
+    for (meta, from) in all {
         ensure_eq!(meta.etag, written.etag, "tag from {from}");
         ensure_eq!(meta.size, 100, "size from {from}");
         let apart = match meta.last_modified.duration_since(head.last_modified) {
