@@ -264,7 +264,7 @@ impl Finder<'_> {
             .map(|(index, key)| {
                 let store = Arc::clone(&plan.targets[index].store);
                 async move {
-                    let meta = store.head(&key).await;
+                    let meta = store.stat(&key).await;
                     (index, key, meta)
                 }
             })
@@ -335,7 +335,7 @@ async fn one(plan: &Plan, shared: &Shared, target: usize, key: ObjectKey, meta: 
     let mut warmed = store.warm(&key, Some(meta)).await;
     if warmed.as_ref().is_err_and(|e| e.kind() == ErrorKind::PreconditionFailed) {
         // It changed since it was listed: the version that is there now is the one to have.
-        warmed = match store.head(&key).await {
+        warmed = match store.stat(&key).await {
             Ok(meta) => {
                 shared.replace(target, &key, &meta);
                 store.warm(&key, Some(meta)).await
