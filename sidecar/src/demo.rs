@@ -24,7 +24,8 @@ use crate::run::{self, Options};
 fn port(usual: u16) -> u16 {
     match TcpListener::bind((Ipv4Addr::LOCALHOST, usual)) {
         Ok(_) => usual,
-        // Port 0: the system chooses when the endpoint binds.
+        // Port 0: the system chooses when the endpoint binds. One that is taken between this look
+        // and that moment is replaced then.
         Err(_) => 0,
     }
 }
@@ -57,6 +58,7 @@ pub(crate) fn demo(dir: Option<&Path>, seconds: Option<u64>, no_mount: bool) -> 
     let options = Options {
         force: true,
         mount_if_possible: true,
+        ports_may_move: true,
         stop_after: seconds.map(Duration::from_secs),
         epilogue: Some(Box::new(epilogue)),
     };

@@ -7,7 +7,6 @@
 mod credentials;
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -39,6 +38,8 @@ pub(crate) struct Options {
     pub(crate) force: bool,
     /// Go on without a mount where this machine has no FUSE; said in a note.
     pub(crate) mount_if_possible: bool,
+    /// Take free ports where the configured ones of S3 and admin endpoint are taken.
+    pub(crate) ports_may_move: bool,
     /// Stop by itself after this time.
     pub(crate) stop_after: Option<Duration>,
     /// Printed after the addresses, with what they became.
@@ -164,15 +165,15 @@ async fn serve(
     let mut notes = settings.notes.clone();
     let mut fronts = Fronts::default();
     let admin_listener = match &settings.admin {
-        Some(address) => {
-            Some(admin::Listener::bind(address).await.map_err(|e| taken(address, &e))?)
-        }
+        Some(address) => Some(bind_admin(address, options.ports_may_move).await?),
         None => None,
     };
     let admin_address = admin_listener.as_ref().map(admin::Listener::address).transpose();
     let admin_address = admin_address.map_err(|e| Stop::Failed(format!("admin: {e}")))?;
     let gateway = match &settings.s3 {
-        Some(s3) => Some(bind_gateway(s3, admin_address.as_ref(), assembly).await?),
+        Some(s3) => {
+            Some(bind_gateway(s3, admin_address.as_ref(), options.ports_may_move, assembly).await?)
+        }
         None => None,
     };
     let metrics = match settings.metrics {
@@ -210,9 +211,9 @@ async fn serve(
         let stop = fronts.others_stop.clone();
         fronts.others.push(tokio::spawn(admin::serve(listener, admin, stop)));
     }
-    let mut credentials_file = None;
+    let mut _key_file = None;
     if let Some(bound) = gateway {
-        credentials_file = bound.written;
+        _key_file = bound.written;
         let (stop, grace) = (fronts.gateway_stop.clone(), settings.drain_timeout);
         fronts.gateway = Some(tokio::spawn(async move {
             let drained = bound.gateway.serve(stop, grace).await;
@@ -239,12 +240,7 @@ async fn serve(
 
     readiness.set(false);
     notify(&[NotifyState::Stopping]);
-    let outcome = drain(fronts, settings.drain_timeout).await;
-    if let Some(path) = credentials_file {
-        // A key that opens nothing any more is only confusing.
-        let _ = std::fs::remove_file(path);
-    }
-    outcome
+    drain(fronts, settings.drain_timeout).await
 }
 
 /// Asks each origin for one key, so that one that is down is said at the start and not only when
@@ -313,13 +309,13 @@ struct BoundGateway {
     gateway: Gateway,
     announced: announce::Endpoint,
     credentials: Option<admin::Credentials>,
-    /// A credentials file of a generated key, to be removed at the end.
-    written: Option<PathBuf>,
+    written: Option<credentials::KeyFile>,
 }
 
 async fn bind_gateway(
     s3: &S3Settings,
     admin: Option<&AdminAddress>,
+    port_may_move: bool,
     assembly: &Arc<Assembly>,
 ) -> Result<BoundGateway, Stop> {
     let access = credentials::prepare(s3, admin)?;
@@ -331,7 +327,12 @@ async fn bind_gateway(
         body_memory_bytes: s3.body_memory_bytes,
         ..GatewayConfig::new(s3.listen, access.access)
     };
-    let gateway = Gateway::bind(config, Arc::clone(&assembly.namespace), metrics).await;
+    let any_port = GatewayConfig { listen: free_port(s3.listen), ..config.clone() };
+    let namespace = || Arc::clone(&assembly.namespace);
+    let mut gateway = Gateway::bind(config, namespace(), metrics.clone()).await;
+    if port_may_move && gateway.as_ref().is_err_and(is_taken) {
+        gateway = Gateway::bind(any_port, namespace(), metrics).await;
+    }
     let gateway = gateway.map_err(|e| Stop::Failed(format!("s3.listen {}: {e}", s3.listen)))?;
     let address = gateway.local_addr();
     let announced = announce::Endpoint {
@@ -346,6 +347,27 @@ async fn bind_gateway(
         credentials: access.credentials,
         written: access.written,
     })
+}
+
+async fn bind_admin(address: &AdminAddress, port_may_move: bool) -> Result<admin::Listener, Stop> {
+    let mut bound = admin::Listener::bind(address).await;
+    if let AdminAddress::Tcp(tcp) = address
+        && port_may_move
+        && bound.as_ref().is_err_and(is_taken)
+    {
+        bound = admin::Listener::bind(&AdminAddress::Tcp(free_port(*tcp))).await;
+    }
+    bound.map_err(|error| taken(address, &error))
+}
+
+fn is_taken(error: &std::io::Error) -> bool {
+    error.kind() == std::io::ErrorKind::AddrInUse
+}
+
+/// The same interface, at a port that the system chooses.
+fn free_port(mut address: SocketAddr) -> SocketAddr {
+    address.set_port(0);
+    address
 }
 
 /// The address that a client on this machine uses.

@@ -20,7 +20,17 @@ pub(super) struct Prepared {
     pub(super) announced: announce::Access,
     pub(super) credentials: Option<Credentials>,
     /// The file of a generated key.
-    pub(super) written: Option<PathBuf>,
+    pub(super) written: Option<KeyFile>,
+}
+
+/// A file that goes away with this: a key that opens nothing any more is only confusing.
+pub(super) struct KeyFile(PathBuf);
+
+impl Drop for KeyFile {
+    fn drop(&mut self) {
+        // Somebody may have removed it, which is what is wanted.
+        let _ = std::fs::remove_file(&self.0);
+    }
 }
 
 /// Makes or takes the keys, and writes the file for clients.
@@ -74,7 +84,7 @@ pub(super) fn prepare(s3: &S3Settings, admin: Option<&AdminAddress>) -> Result<P
         access: Access::Signed(keys),
         announced,
         credentials,
-        written: path.filter(|_| generated),
+        written: path.filter(|_| generated).map(KeyFile),
     })
 }
 

@@ -203,8 +203,11 @@ fn a_wrong_file_is_refused_with_everything_that_is_wrong() {
 fn what_is_taken_or_missing_is_said_in_a_sentence() {
     let home = Home::new();
     let taken = std::net::TcpListener::bind(("127.0.0.1", home.s3)).unwrap();
+    let file = home.path("keys");
+    home.configure_with(&format!("credentials_file: {}", file.display()), "", "");
     let (code, _, stderr) = output(&mut home.command("run", &["--no-mount"]));
     assert_eq!(code, 1);
+    assert!(!file.exists(), "a key that opens nothing was left");
     assert!(stderr.contains("s3.listen") && stderr.contains("in use"), "{stderr}");
     drop(taken);
     let missing = home.path("nowhere").display().to_string();
