@@ -52,7 +52,7 @@ pub(super) fn read(value: &Value, at: &At, problems: &mut Problems) -> Option<Ty
         problems.add(
             at.key("method"),
             format!("`{method}` is not built yet"),
-            format!("use one of {} for now, or leave this backend out", METHODS.join(", ")),
+            format!("use one of {}, or leave this backend out", METHODS.join(", ")),
         );
         return None;
     }
