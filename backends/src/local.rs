@@ -1,4 +1,5 @@
-//! A directory as a bucket: files are objects, directories are prefixes.
+//! A directory as a bucket: files are objects, directories are prefixes, and an empty directory is
+//! an empty object whose key ends in a slash.
 //!
 //! Invariant: nothing outside of the root is ever touched, whatever keys and symbolic links say
 //! (every path is resolved by the kernel, beneath the root). An object appears whole, by rename.
@@ -11,6 +12,7 @@
 
 mod attributes;
 mod list;
+mod marker;
 mod read;
 mod tree;
 mod uploads;
@@ -43,7 +45,9 @@ struct Shared {
     root: PathBuf,
     tree: Tree,
     /// Held while a condition is checked and acted upon: within this process a conditional write
-    /// is atomic. Other programs that write into the directory are not kept out.
+    /// is atomic, and a directory that is empty only for a moment (its first file is about to be
+    /// named, its last one was just deleted) is not taken for one that stays so. Other programs
+    /// that write into the directory are not kept out.
     commit: Mutex<()>,
     /// Listings whose next page has not been asked for yet.
     walks: list::Suspended,

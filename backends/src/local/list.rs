@@ -1,9 +1,9 @@
 //! Listing a directory tree as a bucket is listed: in byte order of whole keys, page by page.
 //!
 //! Invariant: the order is that of keys, not of a directory walk: a directory sorts as its name
-//! with a slash (`a!`, `a/x`, `a0`). Nothing before the start of a page and nothing outside of its
-//! prefix is visited. A walk that has more pages to give keeps its place for a while, so that a
-//! directory is read once and not once a page.
+//! with a slash (`a!`, `a/x`, `a0`), and is that key where it is empty. Nothing before the start of
+//! a page and nothing outside of its prefix is visited. A walk that has more pages to give keeps its
+//! place for a while, so that a directory is read once and not once a page.
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
@@ -135,12 +135,12 @@ impl Shared {
         let waiting = self.walks.take(request);
         let mut walk = match waiting {
             Some(walk) => walk,
-            None => Walk::begin(&self.tree, request)?,
+            None => Walk::begin(self, request)?,
         };
         let mut page = ListPage::default();
         let most = request.max_keys.max(1);
         let mut token = None;
-        while let Some(item) = walk.next(&self.tree)? {
+        while let Some(item) = walk.next(self)? {
             if page.entries.len() + page.common_prefixes.len() == most {
                 walk.pushed_back = Some(item);
                 walk.token.clone_from(&token);
@@ -178,7 +178,7 @@ impl Shared {
 }
 
 impl Walk {
-    fn begin(tree: &Tree, request: &ListRequest) -> Result<Self> {
+    fn begin(shared: &Shared, request: &ListRequest) -> Result<Self> {
         let mut walk = Self {
             prefix: request.prefix.clone(),
             delimiter: request.delimiter.clone().filter(|d| !d.is_empty()),
@@ -192,7 +192,7 @@ impl Walk {
         let directory = request.prefix.rfind('/').map_or("", |at| &request.prefix[..=at]);
         let named = directory.strip_suffix('/');
         if named.is_none_or(|path| readable(path).is_some()) {
-            walk.enter(tree, directory.to_owned())?;
+            walk.pushed_back = walk.enter(shared, directory.to_owned())?;
         }
         Ok(walk)
     }
@@ -208,49 +208,64 @@ impl Walk {
         }
     }
 
-    /// Reads a directory, keeps what can be part of the listing, and goes on there.
-    fn enter(&mut self, tree: &Tree, prefix: String) -> Result<()> {
-        let directory = match tree.directory(&prefix) {
+    /// Reads a directory, keeps what can be part of the listing, and goes on there. Returns the
+    /// directory itself where it is empty and part of the listing.
+    fn enter(&mut self, shared: &Shared, prefix: String) -> Result<Option<Item>> {
+        let directory = match shared.tree.directory(&prefix) {
             Ok(directory) => directory,
-            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(()),
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(None),
             Err(Errno::ACCESS | Errno::PERM) => {
                 tracing::debug!("a directory may not be read and is left out of a listing");
                 self.skipped += 1;
-                return Ok(());
+                return Ok(None);
             }
             Err(errno) => return Err(failed("list", &prefix, errno)),
         };
         let mut names = Vec::new();
         let mut skipped = 0;
-        each_name(tree, &directory, &prefix, &mut skipped, |name, is_directory| {
-            let mut name = name.to_owned();
-            if is_directory {
-                name.push('/');
-            }
-            let full = format!("{prefix}{name}");
-            let wanted = if is_directory {
-                (full.starts_with(&self.prefix) || self.prefix.starts_with(&full))
-                    && self.after.admits_some_below(&full)
-            } else {
-                full.starts_with(&self.prefix) && self.after.admits(&full)
-            };
-            if wanted {
-                names.push(name.into_boxed_str());
-            }
-            false
-        })
-        .map_err(|errno| failed("list", &prefix, errno))?;
+        let seen =
+            each_name(&shared.tree, &directory, &prefix, &mut skipped, |name, is_directory| {
+                let mut name = name.to_owned();
+                if is_directory {
+                    name.push('/');
+                }
+                let full = format!("{prefix}{name}");
+                let wanted = if is_directory {
+                    (full.starts_with(&self.prefix) || self.prefix.starts_with(&full))
+                        && self.after.admits_some_below(&full)
+                } else {
+                    full.starts_with(&self.prefix) && self.after.admits(&full)
+                };
+                if wanted {
+                    names.push(name.into_boxed_str());
+                }
+                false
+            })
+            .map_err(|errno| failed("list", &prefix, errno))?;
         self.skipped += skipped;
         names.sort_unstable_by(|a, b| b.cmp(a));
         if let Some(above) = self.levels.last_mut() {
             above.directory = None;
         }
+        if seen == Seen::Nothing {
+            if !self.wants(&prefix) {
+                return Ok(None);
+            }
+            let version = shared.lasting_empty(&prefix)?;
+            return Ok(version.map(|version| Item::Object(prefix, version)));
+        }
         self.levels.push(Level { prefix, names, directory: Some(directory) });
-        Ok(())
+        Ok(None)
+    }
+
+    /// True for a directory (with its slash) that is part of the listing where it is empty. The
+    /// root is no key.
+    fn wants(&self, directory: &str) -> bool {
+        !directory.is_empty() && directory.starts_with(&self.prefix) && self.after.admits(directory)
     }
 
     /// The next object or common prefix in order.
-    fn next(&mut self, tree: &Tree) -> Result<Option<Item>> {
+    fn next(&mut self, shared: &Shared) -> Result<Option<Item>> {
         if let Some(item) = self.pushed_back.take() {
             return Ok(Some(item));
         }
@@ -275,16 +290,21 @@ impl Walk {
             if is_directory {
                 match rolled {
                     // Everything below it is one common prefix, if there is anything.
-                    Some(common) if self.has_object_below(tree, &full)? => {
+                    Some(common) if self.has_object_below(shared, &full)? => {
                         self.after = After::Below(common.clone());
                         return Ok(Some(Item::Common(common)));
                     }
                     Some(_) => {}
-                    None => self.enter(tree, full)?,
+                    None => {
+                        let empty = self.enter(shared, full)?;
+                        if empty.is_some() {
+                            return Ok(empty);
+                        }
+                    }
                 }
                 continue;
             }
-            let Some(version) = self.version(tree, &name, &full)? else { continue };
+            let Some(version) = self.version(shared, &name, &full)? else { continue };
             let Some(common) = rolled else { return Ok(Some(Item::Object(full, version))) };
             self.after = After::Below(common.clone());
             return Ok(Some(Item::Common(common)));
@@ -300,50 +320,72 @@ impl Walk {
     }
 
     /// Size and version of a name in the deepest level; `None` where it is no object (any more).
-    fn version(&mut self, tree: &Tree, name: &str, full: &str) -> Result<Option<Version>> {
+    fn version(&mut self, shared: &Shared, name: &str, full: &str) -> Result<Option<Version>> {
         let Some(level) = self.levels.last_mut() else { return Ok(None) };
         if level.directory.is_none() {
-            level.directory = match tree.directory(&level.prefix) {
+            level.directory = match shared.tree.directory(&level.prefix) {
                 Ok(directory) => Some(directory),
                 Err(Errno::NOENT | Errno::NOTDIR) => return Ok(None),
                 Err(errno) => return Err(failed("list", &level.prefix, errno)),
             };
         }
         let Some(directory) = &level.directory else { return Ok(None) };
-        let found = tree.version_at(directory.as_fd(), name, full);
+        let found = shared.tree.version_at(directory.as_fd(), name, full);
         found.map_err(|errno| failed("list", full, errno))
     }
 
-    /// True where some object below a directory (with its slash) is after the start of the page.
+    /// True where a directory (with its slash), if it is empty, or some object below it is after
+    /// the start of the page.
     /// Reads only as far as the first one.
-    fn has_object_below(&self, tree: &Tree, top: &str) -> Result<bool> {
+    fn has_object_below(&self, shared: &Shared, top: &str) -> Result<bool> {
         let mut left = vec![top.to_owned()];
         while let Some(prefix) = left.pop() {
-            let directory = match tree.directory(&prefix) {
+            let directory = match shared.tree.directory(&prefix) {
                 Ok(directory) => directory,
                 Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::ACCESS | Errno::PERM) => {
                     continue;
                 }
                 Err(errno) => return Err(failed("list", &prefix, errno)),
             };
-            let found = each_name(tree, &directory, &prefix, &mut 0, |name, is_directory| {
-                let full = format!("{prefix}{name}");
-                if is_directory {
-                    let below = format!("{full}/");
-                    if self.after.admits_some_below(&below) {
-                        left.push(below);
+            let found =
+                each_name(&shared.tree, &directory, &prefix, &mut 0, |name, is_directory| {
+                    let full = format!("{prefix}{name}");
+                    if is_directory {
+                        let below = format!("{full}/");
+                        if self.after.admits_some_below(&below) {
+                            left.push(below);
+                        }
+                        return false;
                     }
-                    return false;
+                    self.after.admits(&full)
+                        && matches!(
+                            shared.tree.version_at(directory.as_fd(), name, &full),
+                            Ok(Some(_))
+                        )
+                });
+            match found.map_err(|errno| failed("list", &prefix, errno))? {
+                Seen::Wanted => return Ok(true),
+                Seen::Nothing if self.wants(&prefix) && ObjectKey::new(&*prefix).is_ok() => {
+                    if shared.lasting_empty(&prefix)?.is_some() {
+                        return Ok(true);
+                    }
                 }
-                self.after.admits(&full)
-                    && matches!(tree.version_at(directory.as_fd(), name, &full), Ok(Some(_)))
-            });
-            if found.map_err(|errno| failed("list", &prefix, errno))? {
-                return Ok(true);
+                Seen::Nothing | Seen::Others => {}
             }
         }
         Ok(false)
     }
+}
+
+/// What a directory holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Seen {
+    /// No names at all, not even ones that are never listed.
+    Nothing,
+    /// Names, none of which was answered with true.
+    Others,
+    /// A name that was answered with true; it is the last that was looked at.
+    Wanted,
 }
 
 /// Calls `visit` with each name and whether it is a directory, until it answers true. Names that
@@ -354,7 +396,8 @@ fn each_name(
     prefix: &str,
     skipped: &mut u64,
     mut visit: impl FnMut(&str, bool) -> bool,
-) -> Result<bool, Errno> {
+) -> Result<Seen, Errno> {
+    let mut seen = Seen::Nothing;
     for entry in Dir::read_from(directory)? {
         let entry = match entry {
             Err(Errno::NOENT) => break,
@@ -364,6 +407,7 @@ fn each_name(
         if matches!(name.to_bytes(), b"." | b"..") {
             continue;
         }
+        seen = Seen::Others;
         let is_directory = match entry.file_type() {
             FileType::Directory => true,
             FileType::RegularFile | FileType::Symlink => false,
@@ -387,8 +431,8 @@ fn each_name(
             continue;
         }
         if visit(text, is_directory) {
-            return Ok(true);
+            return Ok(Seen::Wanted);
         }
     }
-    Ok(false)
+    Ok(seen)
 }

@@ -15,6 +15,7 @@ use rustix::fs::{self, FileType};
 use rustix::io::Errno;
 use store::{ByteStream, Error, ErrorKind, ObjectKey, ObjectMeta, Result};
 
+use super::marker::directory_of;
 use super::tree::{Version, readable};
 use super::{Shared, blocking, failed, failed_io, not_found};
 
@@ -30,6 +31,9 @@ pub(super) struct Object {
 
 impl Shared {
     pub(super) fn open_object(&self, key: &ObjectKey) -> Result<Object> {
+        if let Some(path) = directory_of(key) {
+            return self.open_marker(key, path);
+        }
         let path = readable(key.as_str()).ok_or_else(|| not_found(key))?;
         let file = match self.tree.open_file(path) {
             Ok(file) => file,

@@ -111,12 +111,13 @@ async fn directories_without_objects_vanish() {
     f.store.put_bytes(&key("a/2"), "2").await.unwrap();
     std::fs::create_dir(f.root.path().join("empty")).unwrap();
     let request = ListRequest { delimiter: Some("/".into()), ..ListRequest::default() };
-    assert_eq!(f.store.list(&request).await.unwrap().common_prefixes, ["a/"]);
+    assert_eq!(f.store.list(&request).await.unwrap().common_prefixes, ["a/", "empty/"]);
     f.store.delete(&key("a/b/c/1"), None).await.unwrap();
     assert!(!f.root.path().join("a/b").exists() && f.root.path().join("a/2").exists());
     f.store.delete(&key("a/2"), None).await.unwrap();
     assert!(!f.root.path().join("a").exists() && f.root.path().exists());
-    f.store.put_bytes(&key("empty"), "a directory without objects makes room").await.unwrap();
+    f.store.put_bytes(&key("empty"), "an empty directory makes room").await.unwrap();
+    assert_eq!(f.keys("").await, ["empty"]);
 }
 
 #[tokio::test]
@@ -147,6 +148,19 @@ async fn names_that_are_no_keys_are_counted() {
     std::fs::write(f.root.path().join(bad), "2").unwrap();
     let page = f.store.list(&ListRequest::default()).await.unwrap();
     assert_eq!((page.entries.len(), page.skipped), (1, 1));
+    // A directory that holds nothing else is not empty, and not listed.
+    std::fs::create_dir(f.root.path().join("d")).unwrap();
+    std::fs::write(f.root.path().join("d").join(bad), "3").unwrap();
+    let page = f.store.list(&ListRequest::default()).await.unwrap();
+    assert_eq!((page.entries.len(), page.skipped), (1, 2));
+    // Nor is an empty one whose key would be too long.
+    let long = vec!["n".repeat(250); 5].join("/");
+    let _ = std::fs::remove_dir_all(f.root.path().join("d"));
+    std::fs::create_dir_all(f.root.path().join(long)).unwrap();
+    let page = f.store.list(&ListRequest::default()).await.unwrap();
+    assert_eq!((page.entries.len(), page.skipped), (1, 2));
+    let rolled = ListRequest { delimiter: Some("/".into()), ..ListRequest::default() };
+    assert!(f.store.list(&rolled).await.unwrap().common_prefixes.is_empty());
 }
 
 #[tokio::test]

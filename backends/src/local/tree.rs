@@ -46,26 +46,35 @@ pub(super) struct Version {
     pub(super) modified_ns: i128,
     changed_ns: i128,
     links: u64,
+    is_directory: bool,
 }
 
 impl Version {
     pub(super) fn of(stat: &Stat) -> Self {
         let nanoseconds = |s: i128, ns: i128| s * 1_000_000_000 + ns;
+        let is_directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
         // Types differ by platform; sizes are never negative.
         #[allow(clippy::useless_conversion, clippy::unnecessary_cast, clippy::cast_sign_loss)]
         Self {
-            size: stat.st_size as u64,
+            size: if is_directory { 0 } else { stat.st_size as u64 },
             inode: stat.st_ino,
             modified_ns: nanoseconds(stat.st_mtime.into(), stat.st_mtime_nsec.into()),
             changed_ns: nanoseconds(stat.st_ctime.into(), stat.st_ctime_nsec.into()),
             links: stat.st_nlink as u64,
+            is_directory,
         }
     }
 
     /// A tag that changes whenever the kernel has noted a change: content, times, identity. The
-    /// `-1` keeps clients from taking it for the MD5 of the bytes.
+    /// `-1` keeps clients from taking it for the MD5 of the bytes. A directory's bytes, which are
+    /// none, stay the same whatever is done in it, so its identity is enough.
     pub(super) fn etag(&self) -> ETag {
         let mut digest = Md5::new();
+        if self.is_directory {
+            digest.update("directory");
+            digest.update(self.inode.to_be_bytes());
+            return ETag::parse(&format!("{}-1", hex::encode(digest.finalize())));
+        }
         digest.update(self.size.to_be_bytes());
         digest.update(self.inode.to_be_bytes());
         digest.update(self.modified_ns.to_be_bytes());
@@ -98,8 +107,8 @@ pub(super) fn readable(key: &str) -> Option<&str> {
 pub(super) fn writable(key: &ObjectKey) -> Result<&str> {
     readable(key.as_str()).ok_or_else(|| {
         let context = format!(
-            "`{}` cannot be a file: empty, `.` and `..` segments, a slash at the end, NUL, segments \
-             over 255 bytes and `{OWN}` are not possible in a directory",
+            "`{}` cannot be a file: empty, `.` and `..` segments, bytes behind a slash at the end, \
+             NUL, segments over 255 bytes and `{OWN}` are not possible in a directory",
             key.as_str().escape_debug()
         );
         Error::new(ErrorKind::UnsupportedKey, context)

@@ -17,6 +17,7 @@ use store::{
     Result, Written,
 };
 
+use super::marker::directory_of;
 use super::tree::{TEMPORARY, Tree, Version, readable, writable};
 use super::{LocalStore, Shared, blocking, failed, failed_condition, failed_io};
 
@@ -24,7 +25,7 @@ use super::{LocalStore, Shared, blocking, failed, failed_condition, failed_io};
 const WRITE_BYTES: usize = 1024 * 1024;
 
 /// How often a commit is tried when another program removes the directory under it.
-const DIRECTORY_RACES: usize = 5;
+pub(super) const DIRECTORY_RACES: usize = 5;
 
 /// A file without a name that anybody would look for; removed unless it gets one.
 pub(super) struct Temporary {
@@ -76,6 +77,9 @@ impl LocalStore {
         body: Body,
         options: PutOptions,
     ) -> Result<Written> {
+        if body.size == 0 && directory_of(key).is_some() {
+            return self.write_directory(key, body, options.condition).await;
+        }
         writable(key)?;
         let temporary = self.receive(key, body).await?;
         let key = key.clone();
@@ -220,6 +224,9 @@ impl Shared {
     }
 
     pub(super) fn delete(&self, key: &ObjectKey, if_match: Option<&ETag>) -> Result<()> {
+        if let Some(path) = directory_of(key) {
+            return self.delete_marker(key, path, if_match);
+        }
         let because = |errno| failed("delete", key.as_str(), errno);
         let absent = || if if_match.is_some() { Err(failed_condition(key)) } else { Ok(()) };
         let Some(path) = readable(key.as_str()) else { return absent() };
@@ -228,24 +235,16 @@ impl Shared {
         if if_match.is_some_and(|wanted| *wanted != version.etag()) {
             return Err(failed_condition(key));
         }
-        let (mut parent, mut name) = path.rsplit_once('/').unwrap_or((".", path));
-        let mut directory = self.tree.directory(parent).map_err(because)?;
+        let (parent, name) = path.rsplit_once('/').unwrap_or((".", path));
+        let directory = self.tree.directory(parent).map_err(because)?;
         match fs::unlinkat(&directory, name, AtFlags::empty()) {
             Ok(()) => {}
             Err(Errno::NOENT) => return absent(),
             Err(errno) => return Err(because(errno)),
         }
         self.tree.forget_attributes(key, &version);
-        // Directories without objects do not exist in a bucket.
-        while parent != "." {
-            (parent, name) = parent.rsplit_once('/').unwrap_or((".", parent));
-            let Ok(above) = self.tree.directory(parent) else { break };
-            if fs::unlinkat(&above, name, AtFlags::REMOVEDIR).is_err() {
-                break;
-            }
-            directory = above;
-        }
-        Tree::sync_directory(&directory);
+        // Prefixes without objects do not exist in a bucket.
+        self.remove_empty(directory, parent);
         Ok(())
     }
 }
