@@ -54,7 +54,7 @@ impl Default for CacheConfig {
             max_parallel_fetch: 16,
             max_fetch_bytes: 8 * MIB,
             readahead_blocks: 4,
-            prefetch_budget_bytes: 64 * MIB,
+            prefetch_budget_bytes: 128 * MIB,
             // About 400 bytes each: 80 MiB when full.
             metadata_entries: 200_000,
             // Pages share their keys with the metadata: about 100 bytes each.

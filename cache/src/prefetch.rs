@@ -51,8 +51,13 @@ impl Prefetcher {
         let first = config.readahead_blocks as u64 * config.block_bytes;
         let limits = Limits {
             first: first.min(config.prefetch_budget_bytes),
-            // Four merged GETs: enough in flight for 20 ms at 1.6 GB/s.
-            most: (4 * config.max_fetch_bytes).min(config.prefetch_budget_bytes / 2),
+            // Eight merged GETs share the link, so the first of them comes at an eighth of its speed:
+            // what arrives meanwhile must last until the next ones have begun. No reader may have
+            // half of the budget or a quarter of the memory ahead of it.
+            most: (8 * config.max_fetch_bytes)
+                .min(config.prefetch_budget_bytes / 2)
+                .min(config.memory_bytes / 4),
+            step: config.max_fetch_bytes,
             // FUSE sends the reads of one readahead window in any order.
             slack: 2 * config.block_bytes,
         };

@@ -8,7 +8,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, Write};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, Mode, OFlags, flock, open};
 
 /// What writes the files: raised whenever a key, a value or foyer's format changes.
 const FORMAT: u32 = 1;
@@ -16,6 +16,7 @@ const FORMAT: u32 = 1;
 const LOCK: &str = "lock";
 const LAYOUT: &str = "layout";
 const BLOCKS: &str = "blocks";
+const PROBE: &str = "probe";
 
 /// Why the directory cannot be used.
 #[derive(Debug)]
@@ -73,6 +74,16 @@ impl Directory {
             .and_then(|()| writeln!(lock, "{}", std::process::id()));
         written.map_err(|e| unusable("cannot write to", &e))?;
         Ok(Self { path: path.to_owned(), _lock: lock })
+    }
+
+    /// True where files can be written past the page cache. Blocks then cost one copy less, and the
+    /// page cache is left to those who need it; the memory tier does the same work for blocks.
+    pub(crate) fn takes_direct_io(&self) -> bool {
+        let probe = self.path.join(PROBE);
+        let flags = OFlags::CREATE | OFlags::RDWR | OFlags::DIRECT | OFlags::CLOEXEC;
+        let opened = open(&probe, flags, Mode::RUSR | Mode::WUSR);
+        _ = fs::remove_file(&probe);
+        opened.is_ok()
     }
 
     /// Where the blocks lie.

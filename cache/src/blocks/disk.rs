@@ -181,6 +181,7 @@ pub(crate) async fn open(
     };
     let device = FsDeviceBuilder::new(directory.blocks())
         .with_capacity((layout.groups * layout.group_bytes) as usize)
+        .with_direct(directory.takes_direct_io())
         .build()
         .map_err(|e| unusable("cannot open", &e))?;
     // Clean groups are capacity that is kept empty: what lies above the high water.

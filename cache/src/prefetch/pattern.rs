@@ -23,6 +23,9 @@ pub(super) struct Limits {
     pub(super) first: u64,
     /// The window of one that has long been.
     pub(super) most: u64,
+    /// How much is asked for at a time once the window is large: one GET. Asking for half a window
+    /// at once would leave the link idle while the reader works through the other half.
+    pub(super) step: u64,
     /// How far from the expected place a read may begin and still continue.
     pub(super) slack: u64,
 }
@@ -83,8 +86,8 @@ impl Pattern {
         let mut plan = Plan::default();
         if self.window == 0 {
             self.window = limits.first.min(limits.most);
-        } else if self.ahead - self.frontier >= self.window.div_ceil(2) {
-            // More than half of the window is still ahead: ask later, and for more at once.
+        } else if self.ahead - self.frontier + self.step(limits) > self.window {
+            // Most of the window is still ahead: ask later, and for more at once.
             return self.next_object(size, limits, plan);
         } else {
             self.window = self.window.saturating_mul(2).min(limits.most);
@@ -95,6 +98,11 @@ impl Pattern {
             self.ahead = end;
         }
         self.next_object(size, limits, plan)
+    }
+
+    /// How much of the window must have been read before more is asked for.
+    fn step(&self, limits: Limits) -> u64 {
+        self.window.div_ceil(2).min(limits.step)
     }
 
     fn next_object(&mut self, size: u64, limits: Limits, mut plan: Plan) -> Plan {
@@ -131,7 +139,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const LIMITS: Limits = Limits { first: 400, most: 3200, slack: 200 };
+    const LIMITS: Limits = Limits { first: 400, most: 3200, step: 800, slack: 200 };
     const SIZE: u64 = 100_000;
 
     fn run(reads: impl IntoIterator<Item = Range<u64>>) -> Vec<Plan> {
