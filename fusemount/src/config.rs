@@ -28,6 +28,8 @@ pub struct MountConfig {
     /// How far the kernel reads ahead of a sequential reader, in KiB; 0 leaves its own default of
     /// 128. Raised where `/sys` may be written.
     pub read_ahead_kib: u32,
+    /// Event loops, 1 to 64; as many as the machine has cores, 2 to 8, when absent.
+    pub threads: Option<usize>,
     /// True to log every operation at `debug`.
     pub debug: bool,
     /// The longest that one operation may take; then it fails with ETIMEDOUT.
@@ -52,6 +54,7 @@ impl MountConfig {
             // More gains nothing (measured), and it is the largest request that the kernel sends
             // unless `fs.fuse.max_pages_limit` is raised.
             read_ahead_kib: 1024,
+            threads: None,
             debug: false,
             // Longer than the retries of one request to an origin, shorter than the two minutes
             // after which the kernel reports a hung task.

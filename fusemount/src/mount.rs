@@ -101,8 +101,9 @@ impl Mount {
         mount.line = mount.entry();
 
         let mut options = Config::default();
-        let loops = std::thread::available_parallelism().map_or(2, usize::from);
-        options.n_threads = Some(loops.clamp(2, MAX_EVENT_LOOPS));
+        let cores = || std::thread::available_parallelism().map_or(2, usize::from);
+        let loops = config.threads.unwrap_or_else(|| cores().clamp(2, MAX_EVENT_LOOPS));
+        options.n_threads = Some(loops.max(1));
         // A loop with its own descriptor has its own queue; that takes opening the device again.
         options.clone_fd = attach::can_open_device();
         let acl = if config.allow_other { SessionACL::All } else { SessionACL::Owner };

@@ -403,6 +403,7 @@ async fn open_mount(
         metadata_ttl: ttl.unwrap_or(settings.cache.stale_ttl),
         read_ahead_kib: readahead
             .map_or(DEFAULT_READAHEAD_KIB, |kib| u32::try_from(kib).unwrap_or(u32::MAX)),
+        threads: wanted.threads.map(|n| n as usize),
         debug: wanted.debug,
         force,
         ..MountConfig::new(&wanted.point)

@@ -26,7 +26,6 @@ def warpdrive(*arguments, environment=None, status=0, timeout=60):
 def test_check_prints_a_line_for_each_origin(sidecar, origins, tmp_path):
     kinds = [kind for kind in harness.KINDS if kind not in origins.skipped]
     backends = [harness.backend(kind, kind, origins) for kind in kinds]
-    # Not the running sidecar's own file: its mount point and its cache are in use.
     config = harness.base_config(tmp_path, backends, harness.STATIC_ACCESS, mount=False)
     path = tmp_path / "config.yaml"
     path.write_text(json.dumps(config))
@@ -36,6 +35,11 @@ def test_check_prints_a_line_for_each_origin(sidecar, origins, tmp_path):
     report = warpdrive("check", "-c", str(path), "--json", environment=sidecar.environment)
     json.loads(report)
     assert sidecar.secret_key not in table + report
+
+
+def test_check_of_a_running_sidecar_is_no_problem(sidecar):
+    table = warpdrive("check", "-c", str(sidecar.config), environment=sidecar.environment)
+    assert "in use" not in table
 
 
 def test_check_finds_a_wrong_secret_and_an_origin_that_is_away(origins, tmp_path):

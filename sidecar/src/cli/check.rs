@@ -73,6 +73,8 @@ fn surroundings(settings: &Settings) -> Vec<(String, Option<String>)> {
             MountPointState::Free => None,
             MountPointState::Missing => Some(format!("does not exist: mkdir -p {point}")),
             MountPointState::NotDirectory => Some("is not a directory".to_owned()),
+            // The sidecar that this file is for is running already.
+            MountPointState::Busy(by) if by.starts_with("`warpdrive`") => None,
             MountPointState::Busy(by) => Some(format!("is in use by {by}")),
             MountPointState::Stale => {
                 Some("has a dead mount on it: `warpdrive run --force` detaches it".to_owned())

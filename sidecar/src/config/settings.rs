@@ -202,8 +202,11 @@ fn metrics(typed: TypedMetrics, problems: &mut Problems) -> Option<SocketAddr> {
     address.filter(|_| typed.enabled.unwrap_or(false))
 }
 
+/// Of foyer an operator wants to hear only what went wrong.
+const DEFAULT_LOG: &str = "info,foyer=warn,foyer_storage=warn";
+
 fn log(typed: TypedLog, problems: &mut Problems) -> LogSettings {
-    let level = typed.level.unwrap_or_else(|| "info".to_owned());
+    let level = typed.level.unwrap_or_else(|| DEFAULT_LOG.to_owned());
     if let Err(error) = tracing_subscriber::EnvFilter::try_new(&level) {
         problems.add(
             "log.level",
