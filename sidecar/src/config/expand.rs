@@ -11,7 +11,8 @@ use super::environment::Environment;
 use super::problem::Problems;
 use super::yaml::At;
 
-/// Paths whose text came from a variable: a secret there is not written in the file.
+/// Paths whose text is the value of one variable and nothing else: a secret there is not written
+/// in the file. A default is written in the file, and so is what stands beside a variable.
 pub(crate) type FromVariables = BTreeSet<String>;
 
 /// The tree with every text expanded.
@@ -34,8 +35,8 @@ fn walk(
 ) -> Value {
     match value {
         Value::String(text) if text.contains('$') => match text_of(&text, environment) {
-            Ok((expanded, used)) => {
-                if used {
+            Ok((expanded, whole)) => {
+                if whole {
                     found.insert(at.to_string());
                 }
                 Value::String(expanded)
@@ -68,10 +69,10 @@ fn walk(
 
 type Refused = (String, String);
 
-/// One text with its variables replaced, and whether it had any.
+/// One text with its variables replaced, and whether it is a variable's value and nothing else.
 fn text_of(text: &str, environment: &Environment) -> Result<(String, bool), Refused> {
     let mut out = String::with_capacity(text.len());
-    let mut used = false;
+    let mut whole = false;
     let mut rest = text;
     while let Some(dollar) = rest.find('$') {
         out.push_str(&rest[..dollar]);
@@ -86,8 +87,9 @@ fn text_of(text: &str, environment: &Environment) -> Result<(String, bool), Refu
                     "close the variable with `}`, or write `$$` for a plain dollar".to_owned(),
                 )
             })?;
-            out.push_str(&variable(&tail[..end], environment)?);
-            used = true;
+            let (value, from_environment) = variable(&tail[..end], environment)?;
+            out.push_str(&value);
+            whole = from_environment && text.starts_with("${") && text.len() == end + 3;
             rest = &tail[end + 1..];
         } else {
             // A dollar before anything else is itself: `pa$word` needs no escape.
@@ -96,10 +98,12 @@ fn text_of(text: &str, environment: &Environment) -> Result<(String, bool), Refu
         }
     }
     out.push_str(rest);
-    Ok((out, used))
+    Ok((out, whole))
 }
 
-fn variable(inside: &str, environment: &Environment) -> Result<String, Refused> {
+/// What `${inside}` becomes, and whether the environment said so: a default stands in the file.
+fn variable(inside: &str, environment: &Environment) -> Result<(String, bool), Refused> {
+    let set = |value: &str| (value.to_owned(), true);
     let end = inside.find([':', '-', '?']).unwrap_or(inside.len());
     let (name, rule) = inside.split_at(end);
     let named = name
@@ -113,10 +117,10 @@ fn variable(inside: &str, environment: &Environment) -> Result<String, Refused> 
         ));
     }
     if let Some(default) = rule.strip_prefix(":-") {
-        return Ok(environment.non_empty(name).unwrap_or(default).to_owned());
+        return Ok(environment.non_empty(name).map_or_else(|| (default.to_owned(), false), set));
     }
     if let Some(message) = rule.strip_prefix(":?") {
-        return environment.non_empty(name).map(str::to_owned).ok_or_else(|| {
+        return environment.non_empty(name).map(set).ok_or_else(|| {
             let fix = if message.is_empty() { format!("set {name}") } else { message.to_owned() };
             (format!("variable {name} is not set"), fix)
         });
@@ -127,7 +131,7 @@ fn variable(inside: &str, environment: &Environment) -> Result<String, Refused> 
             "write ${NAME}, ${NAME:-default} or ${NAME:?message}".to_owned(),
         ));
     }
-    environment.get(name).map(str::to_owned).ok_or_else(|| {
+    environment.get(name).map(set).ok_or_else(|| {
         (
             format!("variable {name} is not set"),
             format!("set {name} in the environment, or give a default: ${{{name}:-value}}"),
@@ -181,6 +185,27 @@ mod tests {
         assert_eq!(tree["k"], Value::from("x\"\ny: [${A}]"));
         assert_eq!(tree["${A}"], Value::from("z"));
         assert_eq!(found.into_iter().collect::<Vec<_>>(), ["k", "l[0]"]);
+    }
+
+    #[test]
+    fn only_a_whole_value_comes_from_a_variable() {
+        let whole = |text: &str| text_of(text, &environment()).unwrap().1;
+        for text in ["${A}", "${A:-d}", "${A:?must}"] {
+            assert!(whole(text), "{text}");
+        }
+        for text in [
+            "${NO:-d}",
+            "${EMPTY:-d}",
+            "x${A}",
+            "${A}x",
+            "${A}${A}",
+            "$${A}",
+            "${EMPTY}x",
+            "x",
+            " ${A}",
+        ] {
+            assert!(!whole(text), "{text}");
+        }
     }
 
     proptest! {

@@ -1,7 +1,7 @@
 //! Secrets: how they are named in the file, and how they are held.
 //!
-//! Invariant: a secret never prints, and one that stands in the file as it is (not `env:`, `file:`
-//! or a `${VARIABLE}`) is refused unless somebody opted in.
+//! Invariant: a secret never prints, and one that stands in the file, whole or in part (not `env:`,
+//! `file:` or just a `${VARIABLE}` that is set), is refused unless somebody opted in.
 
 use std::fmt;
 
@@ -78,7 +78,7 @@ impl Lookup<'_> {
         problems.add(
             at,
             "is a secret written in the file",
-            "write env:NAME, file:/path or ${NAME}, or set `allow_inline_secrets: true`",
+            "write env:NAME, file:/path or just ${NAME}, or set `allow_inline_secrets: true`",
         );
         None
     }

@@ -138,6 +138,48 @@ fn secrets_in_the_file_need_an_opt_in() {
 }
 
 #[test]
+fn a_default_or_a_fragment_is_a_secret_in_the_file() {
+    let file = |secret: &str| {
+        parsed(&format!(
+            "backends: [{{name: a, type: s3, config: {{bucket: b, access_key_id: AKIA, \
+             secret_access_key: \"{secret}\"}}}}]"
+        ))
+    };
+    assert!(file("${AWS_SECRET}").is_ok());
+    assert!(file("${AWS_SECRET:-unused}").is_ok());
+    for inline in ["${NO_SUCH:-hunter2}", "hunter2${AWS_SECRET}", "${AWS_SECRET}hunter2"] {
+        let refused = file(inline).unwrap_err();
+        assert_eq!(refused.problems()[0].path, "backends[0].config.secret_access_key");
+        assert!(!refused.to_string().contains("hunter2"), "{refused}");
+    }
+}
+
+#[test]
+fn a_password_in_an_endpoint_is_refused_and_not_printed() {
+    let file = |endpoint: &str| {
+        parsed(&format!(
+            "backends: [{{name: a, type: s3, config: {{bucket: b, endpoint: \"{endpoint}\"}}}}]"
+        ))
+    };
+    assert!(file("http://127.0.0.1:10000/account/").is_ok());
+    for bad in [
+        "https://me:hunter2@minio.example",
+        "https://hunter2@minio.example",
+        "https://minio.example/?token=hunter2",
+        "https://minio.example/#hunter2",
+        "me:hunter2@minio.example:9000",
+        "s3://me:hunter2@minio.example",
+        "https://me:hunter2@:99999",
+    ] {
+        let refused = file(bad).unwrap_err();
+        assert_eq!(refused.problems()[0].path, "backends[0].config.endpoint", "{bad}");
+        assert_eq!(refused.problems().len(), 1, "{refused}");
+        assert!(!refused.to_string().contains("hunter2"), "{refused}");
+    }
+    assert!(file("minio:9000").unwrap_err().to_string().contains("`minio:9000`"));
+}
+
+#[test]
 fn rclone_names_of_a_secret_may_come_from_a_variable() {
     let file = "backends: [{name: a, type: azureblob, config: {account: x, container: c, \
                 key: \"${AZURE_KEY}\"}}]";

@@ -76,10 +76,15 @@ impl Scope<'_, '_> {
     fn endpoint(&mut self, typed: Option<String>) -> Option<String> {
         let typed = typed?;
         // rclone takes `minio:9000`; a scheme is needed to know whether to trust the network.
-        let good = Url::parse(&typed).is_ok_and(|url| {
-            matches!(url.scheme(), "http" | "https") && url.has_host() && url.password().is_none()
-        });
-        if !good {
+        let good = Url::parse(&typed)
+            .is_ok_and(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
+        // It is printed and is a part of metrics and logs, so nothing that may be a credential
+        // stands in it, also not in one that is wrong in another way.
+        if typed.contains(['@', '?', '#']) {
+            let what = "has a user name, a password, a query or a fragment";
+            let fix = "write http://host:port or https://host; credentials belong in `auth`";
+            self.problems.add(self.config("endpoint"), what, fix);
+        } else if !good {
             let what = format!("`{typed}` is not a URL of a service");
             let fix = "write http://host:port or https://host";
             self.problems.add(self.config("endpoint"), what, fix);
