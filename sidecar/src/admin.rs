@@ -1,8 +1,8 @@
 //! The admin endpoint: health, readiness, metrics, status, warm jobs, credentials of the endpoint.
 //!
 //! Invariant: it listens on loopback or on a Unix socket of its owner only, answers only requests
-//! whose `Host` names it, and gives credentials only to who has the token. It never changes what is
-//! served.
+//! whose `Host` names it, changes nothing for a web page, and gives credentials only to who has the
+//! token. It never changes what is served.
 
 mod answers;
 mod server;
@@ -14,6 +14,7 @@ use std::time::Instant;
 use prometheus::Registry;
 use s3gw::AccessKey;
 use secrecy::SecretString;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::assembly::Assembly;
@@ -52,6 +53,8 @@ pub(crate) struct Admin {
     pub(crate) readiness: Readiness,
     pub(crate) started: Instant,
     pub(crate) jobs: Jobs,
+    /// Requests for warm jobs that are read and looked through at once.
+    pub(crate) warm_requests: Semaphore,
     pub(crate) credentials: Option<Credentials>,
     /// Mount point, where there is a mount.
     pub(crate) mount: Option<String>,
@@ -66,6 +69,10 @@ pub(crate) struct Admin {
 }
 
 impl Admin {
+    /// Permits of [`Self::warm_requests`]. A request may have 64 MiB, several times that when it is
+    /// parsed; a second one is let in so that a slow sender does not keep everybody out.
+    pub(crate) const WARM_REQUESTS: usize = 2;
+
     fn registry(&self) -> &Registry {
         &self.assembly.registry
     }

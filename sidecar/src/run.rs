@@ -17,6 +17,7 @@ use sd_notify::NotifyState;
 use store::ListRequest;
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -52,6 +53,10 @@ const UNMOUNT_SHARE: u32 = 2;
 /// The mount's own default; enough for a sequential reader of a fast cache.
 const DEFAULT_READAHEAD_KIB: u32 = 1024;
 
+/// How long the cache may take to write what it holds; a dead disk would take forever. What is not
+/// written is fetched again.
+const CLOSE_LIMIT: Duration = Duration::from_secs(10);
+
 /// Runs a sidecar until it is told to stop.
 pub(crate) fn run(settings: &Settings, options: &Options) -> Result<(), Stop> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -84,11 +89,31 @@ async fn sidecar(settings: &Settings, options: &Options, signals: &Signals) -> R
     for note in &settings.notes {
         tracing::warn!("{note}");
     }
-    let assembly = Assembly::open(settings).await.map_err(|e| Stop::Failed(e.to_string()))?;
-    let assembly = Arc::new(assembly);
+    let opening = Assembly::open(settings);
+    let Some(opened) = unless_stopped(&signals.stop, opening).await else {
+        tracing::info!("stopped before everything was open");
+        return Ok(());
+    };
+    let assembly = Arc::new(opened.map_err(|e| Stop::Failed(e.to_string()))?);
     let served = serve(settings, options, signals, &assembly).await;
-    assembly.cache.close().await;
+    if !within(CLOSE_LIMIT, assembly.cache.close()).await {
+        tracing::warn!(limit = ?CLOSE_LIMIT, "the cache is not closed in time; it is left as it is");
+    }
     served
+}
+
+/// What `work` comes to, or `None` where the stop came first: a directory of a dead server, or a
+/// large cache, may take minutes to open.
+async fn unless_stopped<T>(stop: &CancellationToken, work: impl Future<Output = T>) -> Option<T> {
+    tokio::select! {
+        done = work => Some(done),
+        () = stop.cancelled() => None,
+    }
+}
+
+/// Whether `work` ended in time; it is abandoned where it did not.
+async fn within(limit: Duration, work: impl Future<Output = ()>) -> bool {
+    tokio::time::timeout(limit, work).await.is_ok()
 }
 
 /// Everything that listens.
@@ -201,6 +226,7 @@ async fn serve(
             readiness: readiness.clone(),
             started: Instant::now(),
             jobs: Jobs::new(fronts.others_stop.child_token(), assembly.metrics.clone()),
+            warm_requests: Semaphore::new(Admin::WARM_REQUESTS),
             credentials: gateway.as_ref().and_then(|g| g.credentials.clone()),
             mount: announcement.mount.as_ref().map(|p| p.display().to_string()),
             s3: announcement.s3.as_ref().map(|s3| s3.url.clone()),
@@ -423,5 +449,27 @@ fn taken(address: &dyn std::fmt::Display, error: &std::io::Error) -> Stop {
 fn notify(state: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(state) {
         tracing::debug!(%error, "the service manager cannot be notified");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stop_ends_what_does_not_end_by_itself() {
+        let stop = CancellationToken::new();
+        assert_eq!(unless_stopped(&stop, async { 7 }).await, Some(7));
+        let later = stop.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            later.cancel();
+        });
+        let begun = tokio::time::Instant::now();
+        assert_eq!(unless_stopped(&stop, std::future::pending::<()>()).await, None);
+        assert_eq!(begun.elapsed(), Duration::from_secs(5));
+        assert!(within(CLOSE_LIMIT, async {}).await);
+        assert!(!within(CLOSE_LIMIT, std::future::pending()).await);
+        assert_eq!(begun.elapsed(), Duration::from_secs(5) + CLOSE_LIMIT);
     }
 }

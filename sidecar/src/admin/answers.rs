@@ -1,11 +1,14 @@
 //! One request, one answer.
 //!
 //! Invariant: every answer is made of what is known here and now; none waits for an origin.
+//! It refuses to change anything for a web page.
+
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
-use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST};
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST, ORIGIN};
 use hyper::{Method, Request, Response, StatusCode};
 use prometheus::Registry;
 use secrecy::ExposeSecret;
@@ -17,6 +20,8 @@ use crate::warm::{Plan, WarmRequest};
 
 /// A list of half a million keys fits.
 const MAX_BODY_BYTES: usize = 64 << 20;
+/// The longest body crosses loopback in a fraction of this.
+const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
 type Answer = Response<Full<Bytes>>;
 
@@ -30,6 +35,10 @@ pub(super) async fn answer(admin: &Admin, port: Option<u16>, request: Request<In
     }
     let path = request.uri().path().trim_end_matches('/').to_owned();
     let get = matches!(*request.method(), Method::GET | Method::HEAD);
+    if !get && request.headers().contains_key(ORIGIN) {
+        // Browsers send it with what a page of any site posts; no client of this endpoint does.
+        return text(StatusCode::FORBIDDEN, "web pages may change nothing here\n");
+    }
     match &*path {
         "/warm" if request.method() == Method::POST => start_warm(admin, request).await,
         "/warm" if get => json(StatusCode::OK, &json!(admin.jobs.all())),
@@ -142,9 +151,19 @@ fn status(admin: &Admin) -> Value {
 
 async fn start_warm(admin: &Admin, request: Request<Incoming>) -> Answer {
     let bad = |what: &str| json(StatusCode::BAD_REQUEST, &json!({"error": what}));
-    let body = match Limited::new(request.into_body(), MAX_BODY_BYTES).collect().await {
-        Ok(body) => body.to_bytes(),
-        Err(_) => return bad("the body is too long, or was cut"),
+    let busy = |what: &str| json(StatusCode::TOO_MANY_REQUESTS, &json!({"error": what}));
+    // Held until the job is started: many long bodies side by side would take gigabytes.
+    let Ok(_permit) = admin.warm_requests.try_acquire() else {
+        return busy("other requests for warm jobs are being read; try again in a moment");
+    };
+    let body = Limited::new(request.into_body(), MAX_BODY_BYTES).collect();
+    let body = match tokio::time::timeout(BODY_TIMEOUT, body).await {
+        Ok(Ok(body)) => body.to_bytes(),
+        Ok(Err(_)) => return bad("the body is too long, or was cut"),
+        Err(_) => {
+            let what = "the body did not come within 30 seconds";
+            return json(StatusCode::REQUEST_TIMEOUT, &json!({"error": what}));
+        }
     };
     let wanted: WarmRequest = match serde_json::from_slice(&body) {
         Ok(wanted) => wanted,
@@ -160,10 +179,7 @@ async fn start_warm(admin: &Admin, request: Request<Incoming>) -> Answer {
     };
     match admin.jobs.start(plan).and_then(|id| admin.jobs.status(id)) {
         Some(job) => json(StatusCode::ACCEPTED, &json!(job)),
-        None => json(
-            StatusCode::TOO_MANY_REQUESTS,
-            &json!({"error": "as many warm jobs run as may; wait for one to end"}),
-        ),
+        None => busy("as many warm jobs run as may; wait for one to end"),
     }
 }
 

@@ -1,9 +1,10 @@
 //! The keys of the S3 endpoint, and how clients are told them.
 //!
 //! Invariant: a generated key exists for one process; its file is readable by its owner only, and
-//! its secret is never printed.
+//! its secret is never printed. It refuses to replace or remove a file that holds anything but a
+//! key of the endpoint.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use rand::RngExt;
 use s3gw::{Access, AccessKey};
@@ -23,14 +24,78 @@ pub(super) struct Prepared {
     pub(super) written: Option<KeyFile>,
 }
 
-/// A file that goes away with this: a key that opens nothing any more is only confusing.
-pub(super) struct KeyFile(PathBuf);
+/// The file of a generated key, which goes away with this: a key that opens nothing any more is
+/// only confusing. A file that somebody has put in its place stays.
+pub(super) struct KeyFile {
+    path: PathBuf,
+    id: String,
+}
 
 impl Drop for KeyFile {
     fn drop(&mut self) {
-        // Somebody may have removed it, which is what is wanted.
-        let _ = std::fs::remove_file(&self.0);
+        let own = |id: &str| id == self.id;
+        if matches!(found_at(&self.path, own), Ok(Found::OurKey)) {
+            // Somebody may have removed it since, which is what is wanted.
+            let _ = std::fs::remove_file(&self.path);
+        }
     }
+}
+
+/// A file of one key has a tenth of this; a larger one is something else.
+const MAX_KEY_FILE_BYTES: u64 = 4096;
+
+/// What stands where a key is to be written.
+#[derive(Debug, PartialEq, Eq)]
+enum Found {
+    Nothing,
+    OurKey,
+    SomethingElse,
+}
+
+/// Looks at a path. A key of ours is a file with one profile, one id that `ours` knows, one secret
+/// and no word more, as this program writes it.
+fn found_at(path: &Path, ours: impl Fn(&str) -> bool) -> std::io::Result<Found> {
+    let meta = match std::fs::symlink_metadata(path) {
+        Ok(meta) => meta,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Found::Nothing),
+        Err(error) => return Err(error),
+    };
+    // A pipe would block, and a link is somebody's arrangement.
+    if !meta.is_file() || meta.len() > MAX_KEY_FILE_BYTES {
+        return Ok(Found::SomethingElse);
+    }
+    let Ok(text) = String::from_utf8(std::fs::read(path)?) else { return Ok(Found::SomethingElse) };
+    let (mut profiles, mut ids, mut secrets) = (0, 0, 0);
+    for line in text.lines().map(str::trim).filter(|line| !line.is_empty()) {
+        let (name, value) = line.split_once('=').unwrap_or((line, ""));
+        match name.trim() {
+            "aws_access_key_id" if ours(value.trim()) => ids += 1,
+            "aws_secret_access_key" => secrets += 1,
+            _ if line.starts_with('[') && line.ends_with(']') => profiles += 1,
+            _ => return Ok(Found::SomethingElse),
+        }
+    }
+    Ok(match (profiles, ids, secrets) {
+        (0, 0, 0) => Found::Nothing,
+        (1, 1, 1) => Found::OurKey,
+        _ => Found::SomethingElse,
+    })
+}
+
+/// Writes the file, unless that would destroy something.
+fn write(key: &AccessKey, keys: &[AccessKey], path: &Path, profile: &str) -> Result<(), Stop> {
+    // Ids that begin so are generated ones: an earlier sidecar did not come to remove its file.
+    let ours = |id: &str| id.starts_with("WARP") || keys.iter().any(|known| known.id == id);
+    let written = match found_at(path, ours) {
+        Ok(Found::Nothing | Found::OurKey) => key.write_shared_credentials_file(path, profile),
+        Ok(Found::SomethingElse) => Err(std::io::Error::new(
+            std::io::ErrorKind::AlreadyExists,
+            "holds something other than a key of this endpoint, and is left as it is; name a file \
+             that is only for this, or remove it",
+        )),
+        Err(error) => Err(error),
+    };
+    written.map_err(|e| Stop::Failed(format!("s3.credentials_file {}: {e}", path.display())))
 }
 
 /// Makes or takes the keys, and writes the file for clients.
@@ -63,9 +128,7 @@ pub(super) fn prepare(s3: &S3Settings, admin: Option<&AdminAddress>) -> Result<P
         (None, false) => None,
     };
     if let Some(path) = &path {
-        first
-            .write_shared_credentials_file(path, &s3.profile)
-            .map_err(|e| Stop::Failed(format!("s3.credentials_file {}: {e}", path.display())))?;
+        write(&first, &keys, path, &s3.profile)?;
     }
     // Clients take this address only over plain HTTP on loopback.
     let over_tcp = match admin {
@@ -79,13 +142,9 @@ pub(super) fn prepare(s3: &S3Settings, admin: Option<&AdminAddress>) -> Result<P
         profile: s3.profile.clone(),
         uri: uri.clone().map(|uri| (uri, token.clone())),
     };
+    let written = path.filter(|_| generated).map(|path| KeyFile { path, id: first.id.clone() });
     let credentials = uri.map(|_| Credentials { key: first, token: SecretString::from(token) });
-    Ok(Prepared {
-        access: Access::Signed(keys),
-        announced,
-        credentials,
-        written: path.filter(|_| generated).map(KeyFile),
-    })
+    Ok(Prepared { access: Access::Signed(keys), announced, credentials, written })
 }
 
 /// A file in the directory that the system keeps for this user's run-time files, else in one of
@@ -125,4 +184,67 @@ fn random_token() -> String {
         let _ = write!(text, "{byte:02x}");
         text
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key_file(path: &Path) -> (AccessKey, KeyFile) {
+        let key = AccessKey::generate();
+        write(&key, std::slice::from_ref(&key), path, "default").ok().expect("can be written");
+        let file = KeyFile { path: path.to_owned(), id: key.id.clone() };
+        (key, file)
+    }
+
+    #[test]
+    fn a_key_goes_away_with_its_process() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("keys");
+        let (_, file) = key_file(&path);
+        assert!(path.exists());
+        drop(file);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn what_took_its_place_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("keys");
+        // Another sidecar's key.
+        let (_, first) = key_file(&path);
+        let (second, _kept) = key_file(&path);
+        drop(first);
+        assert!(std::fs::read_to_string(&path).unwrap().contains(&second.id));
+        // A profile that somebody added.
+        let (_, file) = key_file(&path);
+        let text = std::fs::read_to_string(&path).unwrap();
+        std::fs::write(&path, format!("{text}\n[work]\naws_access_key_id = AKIA\n")).unwrap();
+        drop(file);
+        assert!(std::fs::read_to_string(&path).unwrap().contains("[work]"));
+    }
+
+    #[test]
+    fn somebodys_file_is_not_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("credentials");
+        let key = AccessKey::generate();
+        for theirs in [
+            "[default]\naws_access_key_id = AKIAMINE\naws_secret_access_key = mine\n",
+            "[default]\naws_access_key_id = WARPX\naws_secret_access_key = x\nregion = eu\n",
+            "# notes\n",
+            "\u{fffd}",
+        ] {
+            std::fs::write(&path, theirs).unwrap();
+            let refused = write(&key, std::slice::from_ref(&key), &path, "default");
+            let Err(Stop::Failed(why)) = refused else { panic!("replaced {theirs}") };
+            assert!(why.contains("s3.credentials_file") && why.contains("name a file"), "{why}");
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), theirs);
+        }
+        // What a killed sidecar left, and an empty file that `mktemp` made.
+        for left in ["[default]\naws_access_key_id = WARPX\naws_secret_access_key = x\n", ""] {
+            std::fs::write(&path, left).unwrap();
+            assert!(write(&key, std::slice::from_ref(&key), &path, "default").is_ok(), "{left}");
+        }
+    }
 }

@@ -1,5 +1,9 @@
 //! The admin endpoint, `stats`, and what else needs no origin.
 
+use std::io::Write;
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
 use crate::support::{Home, ask, get, get_unix, output, program};
 
 #[test]
@@ -60,8 +64,42 @@ fn requests_that_are_not_for_it_are_refused() {
         assert_eq!(answer.status, 400, "{}", answer.text());
         assert!(answer.json()["error"].is_string());
     }
+    // A page of some site that a browser on this machine shows.
+    let page = [("origin", "https://evil.example")];
+    for (method, path) in [("POST", "/warm"), ("DELETE", "/warm/1"), ("OPTIONS", "/warm")] {
+        assert_eq!(ask(home.admin, method, path, &page, b"{}").unwrap().status, 403, "{method}");
+    }
+    assert_eq!(get(home.admin, "/warm").unwrap().json().as_array().unwrap().len(), 0);
+    assert_eq!(ask(home.admin, "GET", "/livez", &page, b"").unwrap().status, 200);
     // No generated key, nothing to give.
     assert_eq!(get(home.admin, "/credentials").unwrap().status, 404);
+    assert_eq!(sidecar.stop(), Some(0));
+}
+
+#[test]
+fn warm_requests_are_read_two_at_a_time() {
+    let home = Home::new();
+    let sidecar = home.run(&["--no-mount"]);
+    let ask_for_one = || ask(home.admin, "POST", "/warm", &[], b"{\"prefix\": \"sub/\"}").unwrap();
+    let slow: Vec<_> = (0..2)
+        .map(|_| {
+            let mut stream = TcpStream::connect(("127.0.0.1", home.admin)).unwrap();
+            let host = format!("127.0.0.1:{}", home.admin);
+            write!(stream, "POST /warm HTTP/1.1\r\nhost: {host}\r\ncontent-length: 9\r\n\r\n{{")
+                .unwrap();
+            stream
+        })
+        .collect();
+    let until = Instant::now() + Duration::from_secs(10);
+    while ask_for_one().status != 429 {
+        assert!(Instant::now() < until, "a third body was read beside two others");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    drop(slow);
+    while ask_for_one().status != 202 {
+        assert!(Instant::now() < until, "permits were not given back");
+        std::thread::sleep(Duration::from_millis(50));
+    }
     assert_eq!(sidecar.stop(), Some(0));
 }
 
