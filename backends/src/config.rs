@@ -133,16 +133,18 @@ pub enum GcsCredential {
 pub struct Policy {
     /// Longest time to a connection, TLS included. Default 5 s: ten round trips around the earth.
     pub connect_timeout: Duration,
-    /// Longest time from a request (the last byte of its body) to the head of the answer. Default
-    /// 30 s: object stores answer slower than this only when they fail.
+    /// Longest time from a request without a body to the head of the answer, and of one with a
+    /// body until the origin takes its first byte. Default 30 s: object stores answer slower than
+    /// this only when they fail.
     pub first_byte_timeout: Duration,
     /// Longest time without a byte in a body that the origin sends or takes. Default 30 s.
     pub idle_timeout: Duration,
     /// Longest time of a call without a body, all its retries included: `head`, `list`, `delete`
     /// and those of uploads. Default 60 s, so that `ls` returns within a minute of an outage.
     pub call_timeout: Duration,
-    /// Longest time of `complete_upload` and `copy`, which move bytes at the origin. Default
-    /// 15 min: S3 may take minutes for the largest objects.
+    /// Longest time of `complete_upload` and `copy`, which move bytes at the origin, and of the
+    /// answer to a body that was sent whole, which the origin first makes durable. Default 15 min:
+    /// S3 may take minutes for the largest objects, and so may a disk for what it has to write.
     pub completion_timeout: Duration,
     /// Most times that one call is sent again, and that one body is resumed. Default 4. Zero is
     /// never again.

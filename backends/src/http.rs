@@ -33,6 +33,10 @@ const MAX_IDLE_CONNECTIONS: usize = 128;
 /// and more, Azure and GCS: minutes).
 const IDLE_CONNECTION: Duration = Duration::from_secs(15);
 
+/// How long a connection is silent before its other end is asked whether it is there: twice within
+/// the default idle timeout.
+const KEEPALIVE: Duration = Duration::from_secs(15);
+
 /// A request.
 #[derive(Debug)]
 pub(crate) struct Call {
@@ -73,6 +77,9 @@ impl Http {
         let mut builder = reqwest::Client::builder()
             .user_agent(concat!("warpdrive/", env!("CARGO_PKG_VERSION")))
             .connect_timeout(policy.connect_timeout)
+            // Ends connections to a machine that is gone, also while its answer is waited for.
+            .tcp_keepalive(KEEPALIVE)
+            .tcp_user_timeout(policy.idle_timeout)
             .redirect(reqwest::redirect::Policy::none())
             // Throughput over many connections; one HTTP/2 connection is a bottleneck.
             .http1_only()

@@ -55,11 +55,28 @@ enum Repeat {
 }
 
 impl Repeat {
-    fn allows(self, kind: ErrorKind) -> bool {
-        match self {
-            Self::Always => kind.is_outage(),
-            Self::Refused => kind == ErrorKind::Throttled,
-        }
+    fn judge(self, error: &Error) -> Verdict {
+        Verdict::again_if(match self {
+            Self::Always => error.kind().is_outage(),
+            Self::Refused => error.kind() == ErrorKind::Throttled,
+        })
+    }
+}
+
+/// What an error of an attempt means for the call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    /// Another attempt may be made.
+    Again,
+    /// The call has ended.
+    Ended,
+    /// The call has ended by what the caller sent, which says nothing of the origin.
+    Caller,
+}
+
+impl Verdict {
+    fn again_if(again: bool) -> Self {
+        if again { Self::Again } else { Self::Ended }
     }
 }
 
@@ -99,7 +116,7 @@ impl Resilient {
     {
         let policy = &self.shared.policy;
         let limits = (policy.first_byte_timeout, policy.call_timeout);
-        self.shared.repeated(operation, limits, |error| repeat.allows(error.kind()), attempt).await
+        self.shared.repeated(operation, limits, |error| repeat.judge(error), attempt).await
     }
 
     /// The same for calls during which the origin moves bytes.
@@ -113,12 +130,14 @@ impl Resilient {
         F: Future<Output = Result<T>>,
     {
         let limit = self.shared.policy.completion_timeout;
-        let may = |error: &Error| repeat.allows(error.kind());
-        self.shared.repeated(operation, (limit, limit), may, attempt).await
+        let judge = |error: &Error| repeat.judge(error);
+        self.shared.repeated(operation, (limit, limit), judge, attempt).await
     }
 
     /// A call that sends a body: repeated only while nobody has asked the body for a byte, and
-    /// given up when the origin neither takes bytes nor answers.
+    /// given up when the origin neither takes bytes nor answers. One that has the whole body may
+    /// take as long as a completion: it goes on to commit when nobody waits any more, and the
+    /// caller would be told of a failure that there was not.
     async fn send<T, F>(
         &self,
         operation: &str,
@@ -131,20 +150,19 @@ impl Resilient {
         let policy = &self.shared.policy;
         let kept = body::Kept::new(body);
         let limits = (Duration::MAX, Duration::MAX);
-        let may = |error: &Error| error.kind().is_outage() && kept.is_untouched();
+        let judge = |error: &Error| match error.kind() {
+            // Whatever kind of error the body ended with.
+            _ if kept.has_failed() => Verdict::Caller,
+            kind => Verdict::again_if(kind.is_outage() && kept.is_untouched()),
+        };
         let lend = || async {
             let (body, progress) = kept.lend();
-            let sent = tokio::select! {
+            tokio::select! {
                 sent = attempt(body) => sent,
-                late = progress.stalled(policy.idle_timeout, policy.first_byte_timeout) => Err(late),
-            };
-            match sent {
-                // The origin is not to blame, whatever kind of error the body ended with.
-                Err(error) if kept.has_failed() => Ok(Err(error)),
-                other => other.map(Ok),
+                late = progress.stalled(policy) => Err(late),
             }
         };
-        self.shared.repeated(operation, limits, may, lend).await?
+        self.shared.repeated(operation, limits, judge, lend).await
     }
 }
 
@@ -155,7 +173,7 @@ impl Shared {
         &self,
         operation: &str,
         (each, all): (Duration, Duration),
-        may_repeat: impl Fn(&Error) -> bool,
+        judge: impl Fn(&Error) -> Verdict,
         attempt: impl Fn() -> F,
     ) -> Result<T>
     where
@@ -165,14 +183,11 @@ impl Shared {
         let mut retries = 0;
         loop {
             let left = all.saturating_sub(begun.elapsed());
-            let error = match self.guarded(each.min(left), attempt()).await {
+            let error = match self.guarded(each.min(left), &judge, attempt()).await {
                 Ok(value) => return Ok(value),
-                Err(Attempt::Refused(error)) => return Err(error),
-                Err(Attempt::Failed(error)) => error,
+                Err((error, Verdict::Again)) => error,
+                Err((error, Verdict::Ended | Verdict::Caller)) => return Err(error),
             };
-            if !may_repeat(&error) {
-                return Err(error);
-            }
             let Some(wait) =
                 self.wait_before_retry(&error, retries, all.saturating_sub(begun.elapsed()))
             else {
@@ -189,25 +204,32 @@ impl Shared {
         }
     }
 
-    /// One attempt: let through by the breaker, limited in time, its outcome noted.
+    /// One attempt: let through by the breaker, limited in time, its outcome noted where it is the
+    /// origin's.
     async fn guarded<T>(
         &self,
         limit: Duration,
+        judge: impl Fn(&Error) -> Verdict,
         attempt: impl Future<Output = Result<T>>,
-    ) -> Result<T, Attempt> {
+    ) -> Result<T, (Error, Verdict)> {
         let permit = self.health.permit().map_err(|error| {
             self.metrics.fast_failures.with_label_values(&[&self.backend]).inc();
-            Attempt::Refused(error)
+            (error, Verdict::Ended)
         })?;
-        let result = within(limit, attempt).await;
-        match &result {
-            Ok(_) => {
+        match within(limit, attempt).await {
+            Ok(value) => {
                 permit.succeeded();
                 self.budget.refund();
+                Ok(value)
             }
-            Err(error) => permit.failed(error),
+            Err(error) => {
+                let verdict = judge(&error);
+                if verdict != Verdict::Caller {
+                    permit.failed(&error);
+                }
+                Err((error, verdict))
+            }
         }
-        result.map_err(Attempt::Failed)
     }
 
     /// A random time up to a bound that doubles (full jitter), or what the origin asked for; `None`
@@ -226,12 +248,6 @@ impl Shared {
         };
         (wait < left && self.budget.spend()).then_some(wait)
     }
-}
-
-enum Attempt {
-    /// The breaker let nothing through.
-    Refused(Error),
-    Failed(Error),
 }
 
 async fn within<T>(limit: Duration, call: impl Future<Output = Result<T>>) -> Result<T> {
@@ -260,9 +276,9 @@ impl Store for Resilient {
     async fn get(&self, key: &ObjectKey, options: GetOptions) -> Result<GetResult> {
         let policy = &self.shared.policy;
         let limits = (policy.first_byte_timeout, policy.call_timeout);
-        let may = |error: &Error| error.kind().is_outage();
+        let judge = |error: &Error| Verdict::again_if(error.kind().is_outage());
         let ask = || self.shared.inner.get(key, options.clone());
-        let got = self.shared.repeated("get", limits, may, ask).await?;
+        let got = self.shared.repeated("get", limits, judge, ask).await?;
         Ok(body::resuming(Arc::clone(&self.shared), key.clone(), options.reader, got))
     }
 

@@ -17,7 +17,8 @@ use store::{
 };
 use tokio::time::Instant;
 
-use super::{Shared, said_tries};
+use super::{Shared, Verdict, said_tries};
+use crate::Policy;
 
 /// A body of a `get`, resumed after failures as often as the policy says.
 pub(super) fn resuming(
@@ -126,8 +127,8 @@ impl Reading {
             &self.options,
         );
         let ask = || self.shared.inner.get(&self.key, options.clone());
-        let may = |error: &Error| error.kind().is_outage();
-        let got = self.shared.repeated("get", limits, may, ask).await.map_err(|again| {
+        let judge = |error: &Error| Verdict::again_if(error.kind().is_outage());
+        let got = self.shared.repeated("get", limits, judge, ask).await.map_err(|again| {
             let context =
                 format!("body of `{}` broke at byte {} and cannot go on", self.key, self.next);
             again.in_context(context)
@@ -145,7 +146,8 @@ impl Reading {
 pub(super) struct Kept {
     size: u64,
     stream: Arc<Mutex<Option<ByteStream>>>,
-    /// Set when the body itself has failed: that is no failure of the origin.
+    /// Set when the body itself has failed or has another length than it promised: that says
+    /// nothing of the origin.
     failed: Arc<AtomicBool>,
 }
 
@@ -155,7 +157,7 @@ impl Kept {
         Self { size: body.size, stream, failed: Arc::default() }
     }
 
-    /// True when the body has yielded an error.
+    /// True when the body has yielded an error, or fewer or more bytes than it promised.
     pub(super) fn has_failed(&self) -> bool {
         self.failed.load(Ordering::Relaxed)
     }
@@ -170,6 +172,7 @@ impl Kept {
         let progress = Progress(Arc::new(Mutex::new(Turn::Answer(Instant::now()))));
         let (kept, turn) = (Arc::clone(&self.stream), progress.clone());
         let failed = Arc::clone(&self.failed);
+        let (size, mut given) = (self.size, 0u64);
         let mut taken: Option<ByteStream> = None;
         let stream = futures::stream::poll_fn(move |context| {
             let stream = match &mut taken {
@@ -180,13 +183,22 @@ impl Kept {
                 },
             };
             let polled = stream.poll_next_unpin(context);
-            if matches!(polled, Poll::Ready(Some(Err(_)))) {
+            let bad = match &polled {
+                Poll::Pending => false,
+                Poll::Ready(Some(Ok(piece))) => {
+                    given = given.saturating_add(piece.len() as u64);
+                    given > size
+                }
+                Poll::Ready(Some(Err(_))) => true,
+                Poll::Ready(None) => given != size,
+            };
+            if bad {
                 failed.store(true, Ordering::Relaxed);
             }
             *turn.0.lock() = match &polled {
                 Poll::Pending => Turn::Source,
                 Poll::Ready(Some(_)) => Turn::Bytes(Instant::now()),
-                Poll::Ready(None) => Turn::Answer(Instant::now()),
+                Poll::Ready(None) => Turn::Commit(Instant::now()),
             };
             polled
         });
@@ -202,8 +214,10 @@ enum Turn {
     Source,
     /// The origin's, since then: it has a piece and has not asked for another.
     Bytes(Instant),
-    /// The origin's, since then: it has everything, or has not begun, and must answer.
+    /// The origin's, since then: it has not begun with the body.
     Answer(Instant),
+    /// The origin's, since then: it has everything, and makes it durable before it answers.
+    Commit(Instant),
 }
 
 #[derive(Debug, Clone)]
@@ -211,13 +225,17 @@ pub(super) struct Progress(Arc<Mutex<Turn>>);
 
 impl Progress {
     /// Ends when the origin has kept the caller waiting for too long.
-    pub(super) async fn stalled(&self, idle: Duration, answer: Duration) -> Error {
+    pub(super) async fn stalled(&self, policy: &Policy) -> Error {
+        let idle = policy.idle_timeout;
         loop {
             let turn = *self.0.lock();
             let (since, limit, what) = match turn {
                 Turn::Source => (Instant::now(), idle, ""),
                 Turn::Bytes(since) => (since, idle, "took no more bytes of the body"),
-                Turn::Answer(since) => (since, answer, "did not answer"),
+                Turn::Answer(since) => (since, policy.first_byte_timeout, "did not answer"),
+                Turn::Commit(since) => {
+                    (since, policy.completion_timeout, "has the whole body and did not answer")
+                }
             };
             let deadline = since + limit;
             if deadline <= Instant::now() && !what.is_empty() {

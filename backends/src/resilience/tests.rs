@@ -219,6 +219,62 @@ async fn a_slow_client_is_not_a_slow_origin() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_origin_that_has_the_whole_body_may_take_long_to_commit_it() {
+    let f = fixture(&policy());
+    let commits_for = |time| {
+        let sent = move |body: Body| async move {
+            body.collect(1000).await?;
+            tokio::time::sleep(time).await;
+            Ok(())
+        };
+        f.store.send("put", Body::from(bytes(1000)), sent)
+    };
+    commits_for(Duration::from_mins(14)).await.unwrap();
+    let begun = Instant::now();
+    let late = commits_for(Duration::from_mins(20)).await.unwrap_err();
+    assert_eq!(late.kind(), ErrorKind::Timeout);
+    assert_eq!(begun.elapsed().as_secs(), Duration::from_mins(15).as_secs());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_bad_body_says_nothing_of_the_origin() {
+    let f = fixture(&Policy { retry_budget: 1, retries: 0, ..policy() });
+    f.faulty.set_down(true);
+    for _ in 0..4 {
+        f.store.head(&key("k")).await.unwrap_err();
+    }
+    assert!(f.store.shared.budget.spend());
+    let left = || Err(Error::new(ErrorKind::IncompleteBody, "client left"));
+    for _ in 0..20 {
+        for pieces in [vec![left()], vec![Ok(bytes(5))], vec![Ok(bytes(11))]] {
+            let body = Body::new(10, futures::stream::iter(pieces).boxed());
+            let taken = |body: Body| async move { body.collect(1000).await };
+            f.store.send("put", body, taken).await.unwrap_err();
+        }
+    }
+    assert_eq!(f.store.health().failures().0, 4, "the row of failures goes on");
+    assert!(!f.store.shared.budget.spend(), "nothing was given back");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_trial_with_a_bad_body_leaves_the_next_call_to_try() {
+    let f = fixture(&Policy { retries: 0, ..policy() });
+    f.memory.insert("k", "x");
+    f.faulty.set_down(true);
+    for _ in 0..5 {
+        f.store.head(&key("k")).await.unwrap_err();
+    }
+    f.faulty.set_down(false);
+    tokio::time::advance(Duration::from_secs(6)).await;
+    let left = [Err(Error::new(ErrorKind::IncompleteBody, "client left"))];
+    let body = Body::new(10, futures::stream::iter(left).boxed());
+    f.store.put(&key("k"), body, PutOptions::default()).await.unwrap_err();
+    assert_eq!(f.store.health().state(), BreakerState::HalfOpen);
+    f.store.head(&key("k")).await.unwrap();
+    assert_eq!(f.store.health().state(), BreakerState::Closed);
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_must_not_happen_twice_is_not_repeated() {
     let f = fixture(&policy());
     f.faulty.inject(Operation::StartUpload, Fault::Fail(ErrorKind::Timeout));
