@@ -5,6 +5,7 @@
 //! cache, and to fall back to any credential that was not configured.
 
 mod azure;
+mod calendar;
 mod cloud;
 mod config;
 mod gcs;

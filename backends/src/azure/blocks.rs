@@ -93,7 +93,7 @@ impl BlockName {
 
     /// When it was staged.
     pub(super) fn time(&self) -> SystemTime {
-        SystemTime::UNIX_EPOCH + Duration::from_micros(self.stamp)
+        crate::calendar::after_1970(Duration::from_micros(self.stamp))
     }
 }
 

@@ -23,7 +23,7 @@ use crate::http::{Call, document};
 pub(super) fn time(text: &str) -> Option<SystemTime> {
     let at = OffsetDateTime::parse(text.trim(), &Rfc3339).ok()?;
     let seconds = u64::try_from(at.unix_timestamp()).ok()?;
-    Some(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds))
+    Some(crate::calendar::after_1970(Duration::from_secs(seconds)))
 }
 
 /// A name in an answer.

@@ -2,7 +2,10 @@
 
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::symlink;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, SystemTime};
 
+use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 use store::testing::contract::{self, Differences};
 use store::{ByteRange, StoreExt};
@@ -238,4 +241,44 @@ async fn missing_and_wrong_roots_are_told_apart() {
     assert_eq!(kind(&f.root.path().join("none")), ErrorKind::NoSuchBucket);
     f.write("file", "x");
     assert_eq!(kind(&f.root.path().join("file")), ErrorKind::InvalidInput);
+}
+
+#[test]
+fn a_time_past_the_calendar_is_its_last_second() {
+    let mut stat = rustix::fs::stat("/").unwrap();
+    let last = SystemTime::UNIX_EPOCH + Duration::from_secs(253_402_300_799);
+    for late in [400_000_000_000, i64::MAX] {
+        stat.st_mtime = late;
+        assert_eq!(tree::Version::of(&stat).last_modified(), last);
+    }
+    stat.st_mtime = -1;
+    assert_eq!(tree::Version::of(&stat).last_modified(), SystemTime::UNIX_EPOCH);
+}
+
+#[tokio::test]
+async fn a_body_in_tiny_pieces_holds_only_so_many() {
+    /// A piece that is counted as long as anybody holds it.
+    struct Counted(Arc<AtomicUsize>);
+    impl AsRef<[u8]> for Counted {
+        fn as_ref(&self) -> &[u8] {
+            b"x"
+        }
+    }
+    impl Drop for Counted {
+        fn drop(&mut self) {
+            self.0.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+    let f = fixture();
+    let (held, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let seen = Arc::clone(&most);
+    let pieces = futures::stream::iter(0..10_000).map(move |_| {
+        seen.fetch_max(held.fetch_add(1, Ordering::Relaxed) + 1, Ordering::Relaxed);
+        Ok(Bytes::from_owner(Counted(Arc::clone(&held))))
+    });
+    let body = Body::new(10_000, pieces.boxed());
+    f.store.put(&key("k"), body, PutOptions::default()).await.unwrap();
+    assert_eq!(f.read("k").await.unwrap().len(), 10_000);
+    let most = most.load(Ordering::Relaxed);
+    assert!(most <= 65, "{most} pieces were held at once");
 }

@@ -12,6 +12,8 @@ use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
 use store::{ETag, Error, ErrorKind, ObjectKey, Result};
 
+use crate::calendar::after_1970;
+
 /// What this store keeps for itself, below the root. No key begins with it.
 pub(super) const OWN: &str = ".warpdrive";
 
@@ -85,7 +87,7 @@ impl Version {
     /// Whole seconds, as HTTP has them, so that every answer has the same time.
     pub(super) fn last_modified(&self) -> SystemTime {
         let seconds = u64::try_from(self.modified_ns / 1_000_000_000).unwrap_or(0);
-        SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
+        after_1970(Duration::from_secs(seconds))
     }
 
     /// True when an open file that had version `self` now has other bytes. Being unlinked, as by

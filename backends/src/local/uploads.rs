@@ -264,7 +264,7 @@ impl Shared {
             };
             let Ok(key) = ObjectKey::new(about.key) else { continue };
             if wanted && key.as_str().starts_with(&request.prefix) {
-                let initiated = SystemTime::UNIX_EPOCH + Duration::from_millis(about.begun_ms);
+                let initiated = crate::calendar::after_1970(Duration::from_millis(about.begun_ms));
                 let upload = UploadId(id.into());
                 uploads.push(UploadEntry { key, upload, initiated: Some(initiated) });
             }

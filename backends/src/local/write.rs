@@ -24,6 +24,10 @@ use super::{LocalStore, Shared, blocking, failed, failed_condition, failed_io};
 /// Pieces are gathered to this many bytes before a thread is asked to write them.
 const WRITE_BYTES: usize = 1024 * 1024;
 
+/// Most pieces that are gathered: each may keep a whole buffer of the network alive, however small
+/// it is, and those of 16 KiB, which HTTP usually brings, still come to [`WRITE_BYTES`].
+const WRITE_PIECES: usize = 64;
+
 /// How often a commit is tried when another program removes the directory under it.
 pub(super) const DIRECTORY_RACES: usize = 5;
 
@@ -97,6 +101,7 @@ impl LocalStore {
             let mut batch: Vec<Bytes> = Vec::new();
             let mut gathered = 0;
             while gathered < WRITE_BYTES
+                && batch.len() < WRITE_PIECES
                 && let Some(piece) = pieces.next().await.transpose()?
             {
                 gathered += piece.len();

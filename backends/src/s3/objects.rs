@@ -22,7 +22,7 @@ use crate::http::{CallBody, headers, incoming};
 pub(super) fn document_time(text: &str) -> Option<SystemTime> {
     let parsed = OffsetDateTime::parse(text, &Rfc3339).ok()?;
     let seconds = u64::try_from(parsed.unix_timestamp()).ok()?;
-    Some(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds))
+    Some(crate::calendar::after_1970(Duration::from_secs(seconds)))
 }
 
 fn meta(what: &str, head: &HeaderMap, size: u64) -> Result<ObjectMeta> {
@@ -346,6 +346,9 @@ mod tests {
         assert_eq!(at("2026-01-02T03:04:05.678Z"), expected);
         assert_eq!(at("2026-01-02T03:04:05Z"), expected);
         assert_eq!(at("yesterday"), None);
+        // West of Greenwich it is still the last year of four digits.
+        let last = Some("Fri, 31 Dec 9999 23:59:59 GMT".to_owned());
+        assert_eq!(at("9999-12-31T23:59:59-05:00"), last);
     }
 
     #[test]
