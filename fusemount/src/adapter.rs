@@ -27,6 +27,7 @@ use tokio::runtime::Handle;
 
 use crate::fs::FileSystem;
 use crate::nodes::{EntryKind, NodeId};
+use deadline::Heed;
 use replies::{Refuse, answer_xattr};
 use shared::Shared;
 
@@ -70,9 +71,9 @@ impl Filesystem for Adapter {
         let _ = config.set_max_background(MAX_BACKGROUND);
         for wanted in [
             InitFlags::FUSE_PARALLEL_DIROPS,
-            // A listing has the metadata anyway: give it to those who will ask for it.
+            // A listing has the metadata anyway: give it to all, since `ls -l` reads a directory to
+            // its end before it asks for the first, which the kernel's own guess (`AUTO`) misses.
             InitFlags::FUSE_DO_READDIRPLUS,
-            InitFlags::FUSE_READDIRPLUS_AUTO,
             InitFlags::FUSE_ASYNC_DIO,
         ] {
             // What an old kernel lacks, it does without.
@@ -85,6 +86,7 @@ impl Filesystem for Adapter {
         let name = name.to_owned();
         self.spawn(
             "lookup",
+            Heed::Handled,
             request,
             reply,
             |shared| async move { shared.fs.lookup(NodeId(parent.0), &name).await },
@@ -134,6 +136,7 @@ impl Filesystem for Adapter {
         }
         self.spawn(
             "open",
+            Heed::Handled,
             request,
             reply,
             |shared| async move { shared.fs.open(NodeId(node.0)).await },
@@ -160,6 +163,7 @@ impl Filesystem for Adapter {
     ) {
         self.spawn(
             "read",
+            Heed::Fatal,
             request,
             reply,
             |shared| async move { shared.fs.read(NodeId(node.0), handle.0, offset, size).await },
@@ -213,6 +217,7 @@ impl Filesystem for Adapter {
     ) {
         self.spawn(
             "readdir",
+            Heed::Handled,
             request,
             reply,
             |shared| async move { shared.fs.entries(NodeId(node.0), handle.0, offset).await },
@@ -241,6 +246,7 @@ impl Filesystem for Adapter {
     ) {
         self.spawn(
             "readdirplus",
+            Heed::Handled,
             request,
             reply,
             |shared| async move { shared.fs.entries(NodeId(node.0), handle.0, offset).await },
@@ -255,7 +261,8 @@ impl Filesystem for Adapter {
                         INodeNo(attributes.id.0),
                         entry.next,
                         &*entry.name,
-                        &shared.view.ttl,
+                        // What was listed a while ago is looked up before it is believed.
+                        &shared.view.ttl.saturating_sub(entry.asked.elapsed()),
                         &shared.attr(&attributes),
                         GENERATION,
                     );
@@ -331,6 +338,7 @@ impl Filesystem for Adapter {
         let name = name.to_owned();
         self.spawn(
             "getxattr",
+            Heed::Handled,
             request,
             reply,
             |shared| async move { shared.fs.attribute(NodeId(node.0), &name).await },

@@ -22,8 +22,10 @@ pub struct MountConfig {
     pub file_mode: u16,
     /// Permission bits of directories.
     pub dir_mode: u16,
-    /// How long the kernel, and this crate, may answer from what they saw of a name. At most the
-    /// `stale_ttl` of the cache below, or names outlive what the cache would say.
+    /// How long a name that was seen needs no listing to find it again: until then a directory is
+    /// believed, and a file costs one question for its version to the cache below. At most the
+    /// `stale_ttl` of that cache, or names outlive what it would say. The kernel itself answers
+    /// from what it was told for as long, at most 1 s.
     pub metadata_ttl: Duration,
     /// How far the kernel reads ahead of a sequential reader, in KiB; 0 leaves its own default of
     /// 128. Raised where `/sys` may be written.

@@ -37,7 +37,8 @@ const OBJECT: &str = "user.warpdrive.object";
 /// How names are answered.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Options {
-    /// How long what was seen of a name may be answered again.
+    /// How long a directory that was seen is believed, and a file that was seen is not suspected
+    /// of being a directory.
     pub(crate) metadata_ttl: Duration,
     /// How long to wait for the second of two answers when the first one would do.
     pub(crate) patience: Duration,

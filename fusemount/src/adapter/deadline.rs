@@ -33,10 +33,22 @@ const ENDING: u64 = 1 | 1 << 1 | 1 << 2 | 1 << 14;
 /// SIGKILL; the kernel also sets it when any other signal is going to end the process.
 const KILL: u64 = 1 << 8;
 
-/// The outcome of `work`, or ETIMEDOUT after `limit`, or EINTR when a signal is ending the thread
-/// `pid` (0 when it cannot be known).
+/// Which waiting signals make an operation give up.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Heed {
+    /// Those that end the thread or ask it to, also where a handler takes them: EINTR is what a
+    /// program with a handler expects.
+    Handled,
+    /// Only those that certainly end it. For reads of pages: a program that maps a file would get
+    /// SIGBUS, one that reads an error that no local file gives, for a signal that it survives.
+    Fatal,
+}
+
+/// The outcome of `work`, or ETIMEDOUT after `limit`, or EINTR when a signal that is heeded is
+/// ending the thread `pid` (0 when it cannot be known).
 pub(crate) async fn bounded<T>(
     pid: u32,
+    heed: Heed,
     limit: Duration,
     work: impl Future<Output = Result<T>>,
 ) -> Result<T> {
@@ -52,19 +64,18 @@ pub(crate) async fn bounded<T>(
             let text = format!("no answer within {} s", limit.as_secs_f64());
             return Err(Error::new(ErrorKind::Timeout, text).into());
         }
-        if is_ending(pid) || (began.elapsed() >= GONE_GRACE && is_gone(pid)) {
+        if is_ending(pid, heed) || (began.elapsed() >= GONE_GRACE && is_gone(pid)) {
             return Err(Failure::from(Errno::INTR));
         }
     }
 }
 
-/// True when a signal that ends the thread, or asks it to end, waits for it.
-fn is_ending(pid: u32) -> bool {
+/// True when a signal that is heeded waits for the thread.
+fn is_ending(pid: u32, heed: Heed) -> bool {
     if pid == 0 {
         return false;
     }
-    std::fs::read_to_string(format!("/proc/{pid}/status"))
-        .is_ok_and(|status| status_is_ending(&status))
+    std::fs::read_to_string(format!("/proc/{pid}/status")).is_ok_and(|status| heed.ends(&status))
 }
 
 /// True when there is no such thread any more. Not asked of `/proc`, which may hide others'.
@@ -73,37 +84,60 @@ fn is_gone(pid: u32) -> bool {
     test_kill_process(pid) == Err(Errno::SRCH)
 }
 
-fn status_is_ending(status: &str) -> bool {
-    let mask = |name: &str| {
-        let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-        line.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
-    };
-    let pending = mask("SigPnd") | mask("ShdPnd");
-    let heard = !(mask("SigBlk") | mask("SigIgn"));
-    pending & KILL != 0 || pending & ENDING & heard != 0
+impl Heed {
+    /// True when the thread of this `/proc/PID/status` is about to end.
+    fn ends(self, status: &str) -> bool {
+        let field = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+            line.map_or("", str::trim)
+        };
+        let mask = |name: &str| u64::from_str_radix(field(name), 16).unwrap_or(0);
+        let pending = mask("SigPnd") | mask("ShdPnd");
+        let heard = !(mask("SigBlk") | mask("SigIgn"));
+        let ending = pending & ENDING & heard;
+        pending & KILL != 0
+            || match self {
+                Self::Handled => ending != 0,
+                // SIGQUIT dumps core, which the kernel does not announce as SIGKILL. A debugger
+                // may keep a signal from the program that it traces.
+                Self::Fatal => ending & !mask("SigCgt") != 0 && field("TracerPid") == "0",
+            }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn status(pending: u64, shared: u64, blocked: u64) -> String {
+    fn status(pending: u64, shared: u64, blocked: u64, caught: u64) -> String {
         format!(
-            "Name:\tcat\nState:\tD (disk sleep)\nSigPnd:\t{pending:016x}\n\
-             ShdPnd:\t{shared:016x}\nSigBlk:\t{blocked:016x}\nSigIgn:\t{:016x}\n",
+            "Name:\tcat\nState:\tD (disk sleep)\nTracerPid:\t0\nSigPnd:\t{pending:016x}\n\
+             ShdPnd:\t{shared:016x}\nSigBlk:\t{blocked:016x}\nSigIgn:\t{:016x}\n\
+             SigCgt:\t{caught:016x}\n",
             0
         )
     }
 
     #[test]
     fn signals_that_end_are_told_from_others() {
-        assert!(status_is_ending(&status(KILL, 0, 0)));
-        assert!(status_is_ending(&status(0, 1 << 1, 0)));
-        assert!(!status_is_ending(&status(0, 1 << 1, 1 << 1)), "blocked");
-        assert!(!status_is_ending(&status(0, 1 << 13, 0)), "SIGALRM");
-        assert!(!status_is_ending(&status(0, 0, 0)));
-        assert!(!status_is_ending(""));
-        assert!(!is_ending(std::process::id()));
+        const INT: u64 = 1 << 1;
+        for heed in [Heed::Handled, Heed::Fatal] {
+            assert!(heed.ends(&status(KILL, 0, 0, 0)));
+            assert!(heed.ends(&status(0, INT, 0, 0)));
+            assert!(!heed.ends(&status(0, INT, INT, 0)), "blocked");
+            assert!(!heed.ends(&status(0, 1 << 13, 0, 0)), "SIGALRM");
+            assert!(!heed.ends(&status(0, 0, 0, 0)));
+            assert!(!heed.ends(""));
+            assert!(!is_ending(std::process::id(), heed));
+        }
+        let caught = status(INT, 0, 0, INT);
+        assert!(Heed::Handled.ends(&caught));
+        assert!(!Heed::Fatal.ends(&caught), "a handler runs, and the program goes on");
+        let traced = status(INT, 0, 0, 0).replace("TracerPid:\t0", "TracerPid:\t77");
+        assert!(!Heed::Fatal.ends(&traced), "a debugger may keep it");
+        assert!(
+            Heed::Fatal.ends(&traced.replace("ShdPnd:\t00000000000000", "ShdPnd:\t00000000000001"))
+        );
         assert!(!is_gone(std::process::id()) && !is_gone(1) && !is_gone(0));
         let mut child = std::process::Command::new("true").spawn().unwrap();
         child.wait().unwrap();
@@ -114,9 +148,9 @@ mod tests {
     async fn work_that_hangs_is_given_up_in_time() {
         let began = Instant::now();
         let hang = std::future::pending::<Result<()>>();
-        let failure = bounded(0, Duration::from_secs(3), hang).await.unwrap_err();
+        let failure = bounded(0, Heed::Handled, Duration::from_secs(3), hang).await.unwrap_err();
         assert_eq!(failure.errno, Errno::TIMEDOUT);
         assert_eq!(began.elapsed(), Duration::from_secs(3));
-        assert!(bounded(0, Duration::from_secs(3), async { Ok(()) }).await.is_ok());
+        assert!(bounded(0, Heed::Handled, Duration::from_secs(3), async { Ok(()) }).await.is_ok());
     }
 }

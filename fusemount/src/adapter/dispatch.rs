@@ -15,7 +15,7 @@ use tokio::runtime::Handle;
 use tokio::time::Instant;
 
 use super::Adapter;
-use super::deadline::bounded;
+use super::deadline::{Heed, bounded};
 use super::replies::Refuse;
 use super::shared::{Shared, View};
 use crate::Metrics;
@@ -29,6 +29,11 @@ const MAX_PATIENCE: Duration = Duration::from_secs(5);
 
 /// The most that origins give in one page of a listing.
 const PAGE_ENTRIES: usize = 1000;
+
+/// The longest that the kernel may answer from what it was told of a name. Short, because nothing
+/// tells it of a change: what is written through the endpoint of this process is seen on the mount
+/// after this time at most. A question after that is answered from memory.
+const KERNEL_TTL: Duration = Duration::from_secs(1);
 
 impl Adapter {
     /// An adapter that runs its tasks on a runtime.
@@ -48,7 +53,7 @@ impl Adapter {
             gid: config.gid.unwrap_or_else(|| rustix::process::getegid().as_raw()),
             file_mode: config.file_mode,
             dir_mode: config.dir_mode,
-            ttl: config.metadata_ttl,
+            ttl: config.metadata_ttl.min(KERNEL_TTL),
         };
         let shared = Shared {
             fs: FileSystem::new(namespace, options),
@@ -71,6 +76,7 @@ impl Adapter {
     >(
         &self,
         operation: &'static str,
+        heed: Heed,
         request: &Request,
         reply: R,
         work: impl FnOnce(Arc<Shared>) -> F,
@@ -81,7 +87,7 @@ impl Adapter {
         let shared = Arc::clone(&self.shared);
         let work = work(Arc::clone(&shared));
         let mut task = Box::pin(async move {
-            match bounded(pid, shared.timeout, work).await {
+            match bounded(pid, heed, shared.timeout, work).await {
                 Ok(value) => {
                     answer(&shared, reply, value);
                     shared.succeeded(operation, began);

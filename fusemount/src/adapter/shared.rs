@@ -31,6 +31,7 @@ pub(super) struct View {
     pub(super) gid: u32,
     pub(super) file_mode: u16,
     pub(super) dir_mode: u16,
+    /// How long the kernel may believe an answer.
     pub(super) ttl: Duration,
 }
 

@@ -20,7 +20,7 @@ const MAX_KNOWN: usize = 200_000;
 /// What is known of a name.
 #[derive(Debug, Clone)]
 pub(crate) enum Known {
-    /// Seen within the time-to-live.
+    /// Seen within the time-to-live; a file may have another version by now.
     Fresh(EntryKind),
     /// Seen before that.
     Hint(EntryKind),
@@ -78,21 +78,24 @@ impl KnownNames {
 
     /// Remembers a name.
     pub(crate) fn learn(&self, directory: NodeId, name: &Arc<str>, kind: EntryKind) {
-        self.state.lock().learn(directory, [(Arc::clone(name), kind)], self.limit);
+        let entry = [(Arc::clone(name), kind)];
+        self.state.lock().learn(directory, Instant::now(), entry, self.limit);
     }
 
-    /// Remembers names of a listing; its first page replaces all that was known.
+    /// Remembers names of a listing that was asked for at `at`; its first page replaces all that
+    /// was known.
     pub(crate) fn learn_page(
         &self,
         directory: NodeId,
         first: bool,
+        at: Instant,
         entries: impl IntoIterator<Item = (Arc<str>, EntryKind)>,
     ) {
         let mut state = self.state.lock();
         if first {
             state.forget(directory);
         }
-        state.learn(directory, entries, self.limit);
+        state.learn(directory, at, entries, self.limit);
     }
 
     /// Drops a name that is gone.
@@ -114,10 +117,10 @@ impl State {
     fn learn(
         &mut self,
         directory: NodeId,
+        at: Instant,
         entries: impl IntoIterator<Item = (Arc<str>, EntryKind)>,
         limit: usize,
     ) {
-        let at = Instant::now();
         let (order, turns) = (&mut self.order, &mut self.turns);
         let known = self.directories.entry(directory).or_insert_with(|| {
             *turns += 1;
@@ -158,13 +161,13 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_is_old_becomes_a_hint() {
         let known = KnownNames::new(Duration::from_secs(5));
-        known.learn_page(NodeId(7), true, names(0..2));
+        known.learn_page(NodeId(7), true, Instant::now(), names(0..2));
         assert!(matches!(known.get(NodeId(7), "n1"), Known::Fresh(_)));
         tokio::time::advance(Duration::from_secs(5)).await;
         assert!(matches!(known.get(NodeId(7), "n1"), Known::Hint(_)));
         known.unlearn(NodeId(7), "n1");
         assert!(matches!(known.get(NodeId(7), "n1"), Known::Nothing));
-        known.learn_page(NodeId(7), true, names(5..6));
+        known.learn_page(NodeId(7), true, Instant::now(), names(5..6));
         assert!(matches!(known.get(NodeId(7), "n0"), Known::Nothing));
         assert_eq!(known.state.lock().count, 1);
     }
@@ -173,18 +176,18 @@ mod tests {
     async fn the_oldest_directories_make_room() {
         let known = KnownNames { limit: 10, ..KnownNames::new(Duration::from_secs(5)) };
         for directory in 2..6 {
-            known.learn_page(NodeId(directory), true, names(0..4));
+            known.learn_page(NodeId(directory), true, Instant::now(), names(0..4));
         }
         assert!(matches!(known.get(NodeId(2), "n0"), Known::Nothing));
         assert!(matches!(known.get(NodeId(5), "n0"), Known::Fresh(_)));
         assert_eq!(known.state.lock().count, 8);
         // One directory larger than the bound holds nothing rather than too much.
-        known.learn_page(NodeId(9), true, names(0..11));
+        known.learn_page(NodeId(9), true, Instant::now(), names(0..11));
         assert_eq!(known.state.lock().count, 0);
         for round in 0..1000 {
-            known.learn_page(NodeId(round), true, names(0..1));
+            known.learn_page(NodeId(round), true, Instant::now(), names(0..1));
             known.forget(NodeId(round));
-            known.learn_page(NodeId(4), true, names(0..1));
+            known.learn_page(NodeId(4), true, Instant::now(), names(0..1));
         }
         assert!(known.state.lock().order.len() < 100);
         assert_eq!(known.state.lock().count, 1);

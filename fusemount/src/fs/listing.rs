@@ -11,6 +11,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use store::{Bucket, ListPage, ListRequest};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use super::FileSystem;
 use crate::errno::Result;
@@ -30,6 +31,8 @@ pub(crate) struct DirectoryEntry {
     pub(crate) id: NodeId,
     /// What it is.
     pub(crate) kind: EntryKind,
+    /// When the page that it is from was asked for.
+    pub(crate) asked: Instant,
     /// True for `.` and `..`, which are no lookups.
     pub(crate) special: bool,
 }
@@ -69,6 +72,7 @@ struct Start {
 #[derive(Debug)]
 struct Ahead {
     token: String,
+    asked: Instant,
     task: JoinHandle<store::Result<ListPage>>,
 }
 
@@ -77,7 +81,7 @@ impl Ahead {
         let store = Arc::clone(&bucket.store);
         let request = ListRequest { token: Some(token.to_owned()), ..request };
         let task = tokio::spawn(async move { store.list(&request).await });
-        Self { token: token.to_owned(), task }
+        Self { token: token.to_owned(), asked: Instant::now(), task }
     }
 }
 
@@ -94,6 +98,8 @@ struct Walk {
     /// Index of the page that `entries` holds.
     page: usize,
     entries: Vec<Named>,
+    /// When that page was asked for.
+    asked: Instant,
     ahead: Option<Ahead>,
 }
 
@@ -106,7 +112,7 @@ impl Walk {
         let source = if directory.bucket.is_some() { Source::First } else { Source::End };
         let heading = Start { offset: 0, source: Source::Heading, held: Vec::new() };
         let first = Start { offset: entries.len() as u64, source, held: Vec::new() };
-        Self { starts: vec![heading, first], page: 0, entries, ahead: None }
+        Self { starts: vec![heading, first], page: 0, entries, asked: Instant::now(), ahead: None }
     }
 
     /// Makes `index` the page that is held, and learns where the next one begins. Changes nothing
@@ -129,33 +135,41 @@ impl Walk {
             token,
             max_keys: fs.options.page_entries,
         };
-        let page = self.fetch(bucket, &request).await?;
+        let (asked, page) = self.fetch(bucket, &request).await?;
         self.ahead = page.next.as_deref().map(|token| Ahead::new(bucket, request, token));
         let source = page.next.clone().map_or(Source::End, Source::Page);
         let start = &self.starts[index];
         let (entries, held) = merge(directory, &page, &start.held);
         let learned = entries.iter().map(|named| (Arc::clone(&named.name), named.kind.clone()));
-        fs.known.learn_page(directory.id, first, learned);
+        fs.known.learn_page(directory.id, first, asked, learned);
         let offset = start.offset + entries.len() as u64;
         self.starts.truncate(index + 1);
         self.starts.push(Start { offset, source, held });
         self.page = index;
         self.entries = entries;
+        self.asked = asked;
         Ok(())
     }
 
-    /// The page that was asked for ahead, if it is this one; otherwise asks now.
-    async fn fetch(&mut self, bucket: &Bucket, request: &ListRequest) -> store::Result<ListPage> {
+    /// The page that was asked for ahead, if it is this one; otherwise asks now. With the time at
+    /// which it was asked for.
+    async fn fetch(
+        &mut self,
+        bucket: &Bucket,
+        request: &ListRequest,
+    ) -> store::Result<(Instant, ListPage)> {
         if let Some(ahead) = &mut self.ahead
             && Some(&ahead.token) == request.token.as_ref()
         {
+            let asked = ahead.asked;
             let joined = (&mut ahead.task).await;
             self.ahead = None;
             if let Ok(page) = joined {
-                return page;
+                return Ok((asked, page?));
             }
         }
-        bucket.store.list(request).await
+        let asked = Instant::now();
+        Ok((asked, bucket.store.list(request).await?))
     }
 }
 
@@ -261,7 +275,7 @@ impl Listing<'_> {
             }
             let skip = (offset - start) as usize;
             if skip < walk.entries.len() {
-                return Ok(entries(directory, &walk.entries[skip..], offset, &fs.nodes));
+                return Ok(entries(directory, walk, skip, offset, &fs.nodes));
             }
             let next = walk.page + 1;
             if matches!(walk.starts[next].source, Source::End) {
@@ -282,11 +296,12 @@ impl Drop for Listing<'_> {
 
 fn entries(
     directory: &Directory,
-    named: &[Named],
+    walk: &Walk,
+    skip: usize,
     offset: u64,
     nodes: &NodeTable,
 ) -> Vec<DirectoryEntry> {
-    let numbered = named.iter().zip(offset..);
+    let numbered = walk.entries[skip..].iter().zip(offset..);
     numbered
         .map(|(named, offset)| {
             let id = match &*named.name {
@@ -299,6 +314,7 @@ fn entries(
                 name: Arc::clone(&named.name),
                 id,
                 kind: named.kind.clone(),
+                asked: walk.asked,
                 special: matches!(&*named.name, "." | ".."),
             }
         })

@@ -2,7 +2,8 @@
 //!
 //! Invariant: a directory exists where keys lie below it or a mount path does; where a key is also
 //! the name of a directory, the directory wins (docs/semantics.md). A name that is known to be a
-//! file costs one request for its metadata and no listing.
+//! file costs one question for its metadata and no listing. That question is always asked: below
+//! is a cache that hears of every write through this process, and answers from memory.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -21,7 +22,8 @@ use crate::nodes::{Directory, EntryKind, Version};
 const MAX_NAME_BYTES: usize = 255;
 
 impl FileSystem {
-    /// What a name stands for now, or stood for within the time-to-live.
+    /// What a name stands for now; a directory, and whatever the store below gives no answer about,
+    /// may be what it stood for within the time-to-live.
     pub(super) async fn resolve(&self, parent: &Arc<Directory>, name: &str) -> Result<EntryKind> {
         if parent.is_mount(name) {
             return Ok(EntryKind::Directory);
@@ -32,7 +34,20 @@ impl FileSystem {
         }
         let key = key_of(parent, name)?;
         let found = match self.known.get(parent.id, name) {
-            Known::Fresh(kind) => return Ok(kind),
+            Known::Fresh(EntryKind::Directory) => return Ok(EntryKind::Directory),
+            Known::Fresh(seen) => {
+                match timeout(self.options.patience, bucket.store.stat(&key)).await {
+                    Ok(Ok(meta)) if file(&meta) == seen => return Ok(seen),
+                    Ok(Ok(meta)) => Some(file(&meta)),
+                    Ok(Err(error)) if is_absent(&error) => self.ask(parent, bucket, name).await?,
+                    // What was seen within the time-to-live may be answered.
+                    Ok(Err(error)) => {
+                        tracing::debug!(%error, "a known file is believed without its metadata");
+                        return Ok(seen);
+                    }
+                    Err(_) => return Ok(seen),
+                }
+            }
             Known::Hint(EntryKind::File(_)) => match bucket.store.stat(&key).await {
                 Ok(meta) => Some(file(&meta)),
                 Err(error) if is_absent(&error) => self.ask(parent, bucket, name).await?,

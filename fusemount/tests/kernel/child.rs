@@ -10,6 +10,7 @@ use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use fusemount::{Metrics, Mount, MountConfig, MountError};
@@ -19,6 +20,8 @@ use store::{BucketName, Namespace};
 use crate::harness::{bucket, pattern, runtime};
 
 const PATH: &str = "FUSEMOUNT_TEST_CHILD_PATH";
+/// Size of each file that is read under signals.
+pub(crate) const SIGNALLED_BYTES: usize = 3 << 20;
 const ALLOW_OTHER: &str = "FUSEMOUNT_TEST_CHILD_ALLOW_OTHER";
 
 /// A child that runs one part; it is killed when this is dropped.
@@ -61,6 +64,10 @@ impl Part {
         writeln!(self.child.stdin.as_mut().unwrap(), "{line}").unwrap();
     }
 
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     pub(crate) fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
@@ -76,6 +83,15 @@ impl Drop for Part {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Sends SIGTERM to one thread of a process.
+pub(crate) fn signal_thread(process: u32, thread: &str) {
+    let thread: libc::pid_t = thread.parse().unwrap();
+    // SAFETY: a system call on numbers.
+    let code =
+        unsafe { libc::syscall(libc::SYS_tgkill, process.cast_signed(), thread, libc::SIGTERM) };
+    assert_eq!(code, 0, "{}", std::io::Error::last_os_error());
 }
 
 fn path() -> Option<PathBuf> {
@@ -125,14 +141,12 @@ pub(crate) fn allow_other(command: &mut Command) {
     command.env(ALLOW_OTHER, "yes");
 }
 
-/// Maps a file shared, and compares what it sees with the pattern of seed 5.
-#[test]
-fn maps() {
-    let Some(path) = path() else { return };
+/// The bytes of a file as a shared mapping, which stays until the process ends.
+fn mapping(path: &Path) -> &'static [u8] {
     let file = File::open(path).unwrap();
     let size = file.metadata().unwrap().len() as usize;
     // SAFETY: a new read-only mapping of an open file; the file does not change.
-    let mapped = unsafe {
+    unsafe {
         let at = libc::mmap(
             std::ptr::null_mut(),
             size,
@@ -143,11 +157,56 @@ fn maps() {
         );
         assert_ne!(at, libc::MAP_FAILED);
         std::slice::from_raw_parts(at.cast::<u8>(), size)
-    };
+    }
+}
+
+/// Maps a file shared, and compares what it sees with the pattern of seed 5.
+#[test]
+fn maps() {
+    let Some(path) = path() else { return };
+    let mapped = mapping(&path);
     println!("ready");
     hear();
-    assert!(mapped == &pattern(size, 5)[..]);
+    assert!(mapped == &pattern(mapped.len(), 5)[..]);
     println!("compared");
+}
+
+static SIGNALS: AtomicUsize = AtomicUsize::new(0);
+
+extern "C" fn count_signal(_: libc::c_int) {
+    SIGNALS.fetch_add(1, Ordering::Relaxed);
+}
+
+/// Handles SIGTERM and goes on: maps one file of a directory, then reads another. Says the thread
+/// to which signals must go, since any other would take them at once.
+#[test]
+fn goes_on_after_signals() {
+    let Some(path) = path() else { return };
+    // SAFETY: a handler that only touches an atomic; `gettid` has no preconditions.
+    let thread = unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = count_signal as extern "C" fn(libc::c_int) as usize;
+        action.sa_flags = libc::SA_RESTART;
+        assert_eq!(libc::sigaction(libc::SIGTERM, &raw const action, std::ptr::null_mut()), 0);
+        libc::gettid()
+    };
+    let mapped = mapping(&path.join("mapped"));
+    let mut read = File::open(path.join("read")).unwrap();
+    println!("thread: {thread}");
+    hear();
+    assert!(mapped == &pattern(mapped.len(), 5)[..]);
+    println!("mapped: {}", SIGNALS.load(Ordering::Relaxed));
+    hear();
+    // Not `read_to_end`, which hides EINTR.
+    let mut bytes = vec![0; SIGNALLED_BYTES];
+    let mut filled = 0;
+    while filled < bytes.len() {
+        let got = std::io::Read::read(&mut read, &mut bytes[filled..]).unwrap();
+        assert_ne!(got, 0, "cut after {filled} bytes");
+        filled += got;
+    }
+    assert!(bytes == pattern(SIGNALLED_BYTES, 5));
+    println!("read: {}", SIGNALS.load(Ordering::Relaxed));
 }
 
 /// Reads a file and says with which errno that ended.

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use store::ErrorKind;
 use store::testing::{Fault, Operation};
 
+use crate::child::{Part, SIGNALLED_BYTES, signal_thread};
 use crate::harness::{Mounted, pattern};
 
 const MIB: usize = 1 << 20;
@@ -166,6 +167,44 @@ fn a_reader_of_an_origin_that_hangs_can_be_killed() {
     }
     assert!(m.metric("warpdrive_fuse_interrupted_total", None) > 0.0);
     assert!(m.read("file") == pattern(4 * MIB, 1));
+}
+
+#[test]
+fn a_signal_that_is_handled_does_not_fail_a_read() {
+    let Some(m) = Mounted::with(
+        |store| {
+            store.insert("d/mapped", pattern(SIGNALLED_BYTES, 5));
+            store.insert("d/read", pattern(SIGNALLED_BYTES, 5));
+        },
+        |config| config.operation_timeout = Duration::from_mins(1),
+    ) else {
+        return;
+    };
+    let mut part = Part::start("child::goes_on_after_signals", &m.path("d"));
+    let thread = part.wait_for("thread: ");
+    for word in ["mapped: ", "read: "] {
+        m.faulty.calls().reset();
+        for _ in 0..3 {
+            m.faulty.inject(Operation::Get, Fault::Delay(Duration::from_secs(1)));
+        }
+        part.say("go");
+        let began = Instant::now();
+        while m.faulty.calls().of(Operation::Get) == 0 {
+            assert!(began.elapsed() < Duration::from_secs(5), "it asked for nothing");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let status = format!("/proc/{}/task/{thread}/status", part.id());
+        signal_thread(part.id(), &thread);
+        let status = std::fs::read_to_string(status).unwrap();
+        let pending = status.lines().find(|line| line.starts_with("SigPnd:")).unwrap();
+        assert!(pending.ends_with("4000"), "it waits for the read: {pending}");
+        let handled: u32 = part.wait_for(word).parse().unwrap();
+        assert!(handled >= 1, "the handler ran");
+        assert!(began.elapsed() >= Duration::from_secs(1), "the read was slow");
+        m.faulty.clear();
+    }
+    part.finish();
+    assert_eq!(m.metric("warpdrive_fuse_interrupted_total", None), 0.0);
 }
 
 #[test]

@@ -194,6 +194,33 @@ fn what_is_deleted_is_estale_when_open_and_enoent_when_opened() {
 }
 
 #[test]
+fn a_change_through_the_store_below_is_seen_by_stat_within_a_second() {
+    let Some(m) = Mounted::with(
+        |store| {
+            store.insert("d/file", "old");
+            store.insert("d/other", "x");
+        },
+        |config| config.metadata_ttl = Duration::from_mins(1),
+    ) else {
+        return;
+    };
+    let file = m.path("d/file");
+    assert_eq!(m.names("d"), ["file", "other"]);
+    assert_eq!(std::fs::metadata(&file).unwrap().len(), 3);
+    m.faulty.calls().reset();
+    let soon = Duration::from_millis(1100);
+    m.store.insert("d/file", "newer");
+    std::thread::sleep(soon);
+    assert_eq!(std::fs::metadata(&file).unwrap().len(), 5);
+    assert_eq!(m.faulty.calls().of(Operation::List), 0);
+    m.store.remove("d/file");
+    std::thread::sleep(soon);
+    assert_eq!(errno(std::fs::metadata(&file)), Some(libc::ENOENT));
+    m.store.insert("d/file", "again!");
+    assert_eq!(std::fs::metadata(&file).unwrap().len(), 6);
+}
+
+#[test]
 fn a_new_object_is_seen_at_once_and_a_new_version_within_the_ttl() {
     let Some(m) = Mounted::new(|store| _ = store.insert("file", "old")) else { return };
     assert_eq!(errno(std::fs::metadata(m.path("new"))), Some(libc::ENOENT));
