@@ -19,6 +19,9 @@ const ID_ALPHABET: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567";
 /// Letters of generated secrets: nothing that a shell or an INI file would touch.
 const SECRET_ALPHABET: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
 
+/// Largest file that is looked at before it is replaced: ours have some hundred bytes.
+const MAX_REPLACED_BYTES: u64 = 64 << 10;
+
 /// How long a client may keep what the credentials endpoint said. The key does not change while
 /// the process lives; asking again after a restart is what makes this finite.
 const CREDENTIALS_LIFETIME: Duration = Duration::from_hours(12);
@@ -40,12 +43,16 @@ impl AccessKey {
     }
 
     /// Writes an AWS shared-credentials file that has this key under `profile`, with mode 0600.
-    /// The file appears whole or not at all, and replaces what was there.
+    /// The file appears whole or not at all, and replaces an earlier one of the same kind.
+    ///
+    /// Fails with `AlreadyExists`, and leaves everything as it is, where there is a file that holds
+    /// more than a key of `profile`, or one that AWS issued: it is somebody's own.
     pub fn write_shared_credentials_file(&self, path: &Path, profile: &str) -> io::Result<()> {
         if profile.is_empty() || profile.contains(['[', ']', '\n', '\r']) {
             let message = format!("profile name `{profile}` cannot stand in a credentials file");
             return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
         }
+        check_replaceable(path, profile, &self.id)?;
         let name = path.file_name().ok_or_else(|| {
             io::Error::new(io::ErrorKind::InvalidInput, "credentials path names no file")
         })?;
@@ -92,6 +99,53 @@ impl AccessKey {
     }
 }
 
+/// Refuses to replace what was not written by `write_shared_credentials_file`.
+fn check_replaceable(path: &Path, profile: &str, id: &str) -> io::Result<()> {
+    let refused = |what: &str| {
+        let message = format!("the file {what}; name a file of its own");
+        Err(io::Error::new(io::ErrorKind::AlreadyExists, message))
+    };
+    let meta = match std::fs::metadata(path) {
+        Ok(meta) => meta,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    if !meta.is_file() {
+        return refused("is not a regular file");
+    }
+    if meta.len() > MAX_REPLACED_BYTES {
+        return refused("is too large for a single profile");
+    }
+    let text = std::fs::read(path)?;
+    let mut ours = false;
+    for line in String::from_utf8_lossy(&text).lines().map(str::trim) {
+        if line.is_empty() || line.starts_with(['#', ';']) {
+            continue;
+        }
+        if line.starts_with('[') {
+            let name = line.trim_start_matches('[').split(']').next().unwrap_or_default();
+            ours = name.trim() == profile;
+            if !ours {
+                return refused("has other profiles");
+            }
+            continue;
+        }
+        let (name, value) = line.split_once('=').unwrap_or((line, ""));
+        let value = value.trim();
+        match name.trim() {
+            "aws_access_key_id" if ours => {
+                let issued = value.starts_with("AKIA") || value.starts_with("ASIA");
+                if issued && value != id {
+                    return refused("has a key that AWS issued");
+                }
+            }
+            "aws_secret_access_key" if ours => {}
+            _ => return refused("has other settings"),
+        }
+    }
+    Ok(())
+}
+
 fn random(alphabet: &[u8], length: usize) -> String {
     let mut rng = rand::rng();
     (0..length).map(|_| alphabet[rng.random_range(0..alphabet.len())] as char).collect()
@@ -114,7 +168,7 @@ mod tests {
     fn the_credentials_file_is_private_and_whole() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("credentials");
-        std::fs::write(&path, "old").unwrap();
+        AccessKey::generate().write_shared_credentials_file(&path, "warpdrive").unwrap();
         let key = AccessKey::generate();
         key.write_shared_credentials_file(&path, "warpdrive").unwrap();
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
@@ -123,6 +177,33 @@ mod tests {
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
         assert!(key.write_shared_credentials_file(&path, "a]\nb").is_err());
         assert!(key.write_shared_credentials_file(&dir.path().join("no/such"), "p").is_err());
+    }
+
+    #[test]
+    fn a_file_of_the_user_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("credentials");
+        let key = AccessKey { id: "AKIDOURS".into(), secret: "s".to_owned().into() };
+        let own = "# ours\n[ warpdrive ]\naws_access_key_id=WARPOLD\naws_secret_access_key=x\n";
+        for foreign in [
+            "[default]\naws_access_key_id = AKIA1\naws_secret_access_key = x\n".to_owned(),
+            format!("{own}\n[work]\nrole_arn = x\n"),
+            format!("{own}region = eu-west-1\n"),
+            "[warpdrive]\naws_access_key_id = AKIA1\naws_secret_access_key = x\n".to_owned(),
+            "notes".to_owned(),
+        ] {
+            std::fs::write(&path, &foreign).unwrap();
+            let error = key.write_shared_credentials_file(&path, "warpdrive").unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::AlreadyExists, "{foreign}");
+            assert!(error.to_string().contains("name a file of its own"), "{error}");
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), foreign);
+        }
+        for replaceable in ["", own] {
+            std::fs::write(&path, replaceable).unwrap();
+            key.write_shared_credentials_file(&path, "warpdrive").unwrap();
+            assert!(std::fs::read_to_string(&path).unwrap().contains("AKIDOURS"));
+        }
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 
     #[test]
