@@ -20,6 +20,7 @@ pub use keys::AccessKey;
 pub use v4::{Authorization, PayloadHash};
 pub(crate) use v4::{ChunkSigner, Streaming};
 
+use crate::dates::is_writable;
 use crate::failure::Failure;
 use crate::target::Query;
 
@@ -31,7 +32,7 @@ const MAX_SKEW: Duration = Duration::from_mins(15);
 pub enum Access {
     /// Requests signed with one of these keys.
     Signed(Vec<AccessKey>),
-    /// Everyone who reaches the socket; signatures are not looked at.
+    /// Everyone who reaches the socket; signatures are not looked at. Web pages may only read.
     Anonymous,
 }
 
@@ -60,6 +61,7 @@ pub(crate) struct Payload {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Refusal {
     Unsigned,
+    CrossSite,
     UnknownKey,
     WrongSignature,
     ClockSkew,
@@ -68,8 +70,9 @@ pub(crate) enum Refusal {
 }
 
 impl Refusal {
-    pub(crate) const ALL: [Self; 6] = [
+    pub(crate) const ALL: [Self; 7] = [
         Self::Unsigned,
+        Self::CrossSite,
         Self::UnknownKey,
         Self::WrongSignature,
         Self::ClockSkew,
@@ -80,6 +83,7 @@ impl Refusal {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Unsigned => "unsigned",
+            Self::CrossSite => "cross_site",
             Self::UnknownKey => "unknown_key",
             Self::WrongSignature => "wrong_signature",
             Self::ClockSkew => "clock_skew",
@@ -145,6 +149,15 @@ impl Authenticator {
     /// Lets a request in or says why not.
     pub(crate) fn check(&self, request: &Signed<'_>) -> Checked<Payload> {
         let Some(keys) = &self.keys else {
+            // A browser sends such a request for any page that its user has open, and says so.
+            let reads = matches!(*request.method, Method::GET | Method::HEAD | Method::OPTIONS);
+            if !reads && request.headers.contains_key(http::header::ORIGIN) {
+                return refuse(
+                    Refusal::CrossSite,
+                    S3ErrorCode::AccessDenied,
+                    "without keys, web pages (requests with an Origin header) may only read",
+                );
+            }
             let hash = payload_hash(request.headers)?.unwrap_or(PayloadHash::Unsigned);
             return Ok(Payload { hash, signer: None });
         };
@@ -208,7 +221,9 @@ fn parse_date(text: &str) -> Option<SystemTime> {
         return Some(time);
     }
     let format = &time::format_description::well_known::Rfc2822;
-    time::OffsetDateTime::parse(text, format).ok().map(SystemTime::from)
+    let time = time::OffsetDateTime::parse(text, format).ok().map(SystemTime::from);
+    // The zone can carry a date of the year 9999 into one that cannot be written.
+    time.filter(|time| is_writable(*time))
 }
 
 /// `x-amz-date`: `20130524T000000Z`.

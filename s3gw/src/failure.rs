@@ -22,6 +22,9 @@ struct Details {
     headers: HeaderMap,
 }
 
+/// One second: the SDKs back off by themselves, this only keeps others from spinning.
+const RETRY_SOON: HeaderValue = HeaderValue::from_static("1");
+
 /// The result of everything between a request and its answer.
 pub(crate) type Outcome<T> = Result<T, Failure>;
 
@@ -65,6 +68,12 @@ impl Failure {
     /// A request that contradicts itself.
     pub(crate) fn invalid_request(message: impl Into<String>) -> Self {
         Self::new(S3ErrorCode::InvalidRequest, message)
+    }
+
+    /// An object that keeps changing while it is read for a client that made no conditions.
+    pub(crate) fn changing() -> Self {
+        Self::new(S3ErrorCode::ServiceUnavailable, "the object is changing; try again")
+            .header(RETRY_AFTER, RETRY_SOON)
     }
 
     /// The same failure with one more header.
@@ -151,8 +160,7 @@ impl From<Error> for Failure {
         }
         let failure = Self::with_status(status, code, error.context());
         if status == StatusCode::SERVICE_UNAVAILABLE {
-            // One second: the SDKs back off by themselves, this only keeps others from spinning.
-            return failure.header(RETRY_AFTER, HeaderValue::from_static("1"));
+            return failure.header(RETRY_AFTER, RETRY_SOON);
         }
         failure
     }

@@ -8,6 +8,7 @@ mod auth;
 mod body;
 mod conditions;
 mod config;
+mod dates;
 mod failure;
 mod front;
 mod gateway;

@@ -259,6 +259,9 @@ fn dates() {
     for bad in ["", "20130524T000000", "20131324T000000Z", "2013052aT000000Z", "+0130524T000000Z"] {
         assert!(parse_amz_date(bad).is_none(), "{bad}");
     }
+    assert!(parse_date("Fri, 31 Dec 9999 23:59:59 +0000").is_some());
+    // In UTC this is of the year 10000.
+    assert!(parse_date("Fri, 31 Dec 9999 23:59:59 -0100").is_none());
 }
 
 proptest! {

@@ -13,6 +13,7 @@ use http::header::{
 use s3s::S3ErrorCode;
 use store::{Attributes, ObjectMeta};
 
+use crate::dates::http_date;
 use crate::failure::{Failure, Outcome};
 use crate::target::Query;
 
@@ -77,7 +78,7 @@ fn content_encoding(headers: &HeaderMap) -> Option<String> {
 /// The headers that tell a version: what every answer about an object has, also a 304.
 pub(super) fn validators(headers: &mut HeaderMap, meta: &ObjectMeta) {
     set(headers, ETAG, &meta.etag.quoted());
-    set(headers, LAST_MODIFIED, &httpdate::fmt_http_date(meta.last_modified));
+    set(headers, LAST_MODIFIED, &http_date(meta.last_modified));
     headers.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
 }
 

@@ -9,6 +9,7 @@ use http::header::{HeaderName, LOCATION};
 use s3s::{S3ErrorCode, dto};
 
 use super::{grants, owner};
+use crate::dates::timestamp;
 use crate::failure::{Failure, Outcome};
 use crate::front::Call;
 use crate::reply::Reply;
@@ -32,7 +33,7 @@ pub(super) fn list(call: &Call) -> Outcome<Reply> {
         .take(most.max(1))
         .map(|bucket| dto::Bucket {
             bucket_region: Some(call.front.region.clone()),
-            creation_date: Some(bucket.created.into()),
+            creation_date: Some(timestamp(bucket.created)),
             name: Some(bucket.name.to_string()),
         })
         .collect();

@@ -8,11 +8,13 @@ use bytes::Bytes;
 use percent_encoding::percent_decode_str;
 use s3s::{S3ErrorCode, dto};
 use store::{
-    Body, Bucket, ByteRange, CopyOptions, GetOptions, ObjectKey, ObjectMeta, PutOptions, Written,
+    Body, Bucket, ByteRange, Condition, CopyOptions, Error, ErrorKind, GetOptions, ObjectKey,
+    ObjectMeta, PutOptions, Written,
 };
 
 use super::{attributes, multipart, tag};
 use crate::conditions::{self, Conditions, Decision, Of};
+use crate::dates::timestamp;
 use crate::failure::{Failure, Outcome};
 use crate::front::{Call, key};
 use crate::range_header;
@@ -86,7 +88,9 @@ pub(super) async fn object(call: Call) -> Outcome<Reply> {
                 source_if_match: Some(meta.etag.clone()),
                 condition,
             };
-            bucket.store.copy(&source.key, &to, options).await?
+            let unconditional = options.condition == Condition::None;
+            let copied = bucket.store.copy(&source.key, &to, options).await;
+            copied.map_err(|e| if unconditional { moved_on(&call, e) } else { e.into() })?
         } else {
             let kept = || meta.attributes.as_deref().cloned().unwrap_or_default();
             let attributes = replaced.unwrap_or_else(kept);
@@ -106,16 +110,28 @@ async fn stream(
     range: ByteRange,
 ) -> Outcome<Body> {
     let options = GetOptions { range, if_match: Some(meta.etag.clone()), reader: call.reader };
-    let got = source.bucket.store.get(&source.key, options).await?;
+    let got = source.bucket.store.get(&source.key, options).await;
+    let got = got.map_err(|error| moved_on(call, error))?;
     Ok(Body::new(got.range.end - got.range.start, got.body))
+}
+
+/// A source that is no longer in the version that was decided on. Only a client that made
+/// conditions is told that one failed; for the others the same request succeeds in a while.
+fn moved_on(call: &Call, error: Error) -> Failure {
+    if error.kind() == ErrorKind::PreconditionFailed
+        && Conditions::read(&call.headers, Of::CopySource).is_empty()
+    {
+        return Failure::changing();
+    }
+    error.into()
 }
 
 fn result(written: &Written) -> Outcome<Bytes> {
     render(&dto::CopyObjectResult {
         e_tag: Some(tag(&written.etag)),
-        last_modified: Some(
-            written.last_modified.unwrap_or_else(std::time::SystemTime::now).into(),
-        ),
+        last_modified: Some(timestamp(
+            written.last_modified.unwrap_or_else(std::time::SystemTime::now),
+        )),
         ..dto::CopyObjectResult::default()
     })
 }
@@ -154,9 +170,9 @@ pub(super) async fn part(call: Call) -> Outcome<Reply> {
         let part = bucket.store.put_part(&to, &upload, number, body).await?;
         render(&dto::CopyPartResult {
             e_tag: Some(tag(&part.etag)),
-            last_modified: Some(
-                part.last_modified.unwrap_or_else(std::time::SystemTime::now).into(),
-            ),
+            last_modified: Some(timestamp(
+                part.last_modified.unwrap_or_else(std::time::SystemTime::now),
+            )),
             ..dto::CopyPartResult::default()
         })
     };

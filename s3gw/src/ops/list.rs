@@ -12,6 +12,7 @@ use s3s::dto;
 use store::{Bucket, ListEntry, ListRequest};
 
 use super::{owner, tag};
+use crate::dates::timestamp;
 use crate::failure::{Failure, Outcome};
 use crate::front::Call;
 use crate::reply::Reply;
@@ -159,7 +160,7 @@ fn objects(page: &Page, encoding: Encoding, with_owner: bool) -> Vec<dto::Object
         .map(|entry| dto::Object {
             key: Some(encoding.text(entry.key.as_str())),
             e_tag: Some(tag(&entry.meta.etag)),
-            last_modified: Some(entry.meta.last_modified.into()),
+            last_modified: Some(timestamp(entry.meta.last_modified)),
             size: Some(entry.meta.size.cast_signed()),
             storage_class: Some(dto::ObjectStorageClass::from_static(
                 dto::ObjectStorageClass::STANDARD,
@@ -242,7 +243,7 @@ pub(super) async fn versions(call: &Call) -> Outcome<Reply> {
         key: Some(encoding.text(entry.key.as_str())),
         e_tag: Some(tag(&entry.meta.etag)),
         is_latest: Some(true),
-        last_modified: Some(entry.meta.last_modified.into()),
+        last_modified: Some(timestamp(entry.meta.last_modified)),
         owner: Some(owner()),
         size: Some(entry.meta.size.cast_signed()),
         storage_class: Some(dto::ObjectVersionStorageClass::from_static(

@@ -2,20 +2,24 @@
 //!
 //! Invariant: an upload's id is the store's own, so it outlives this process; parts of a completed
 //! upload were each verified when they came in. The checksums of parts are not kept: those that a
-//! completion repeats are not compared again.
+//! completion repeats, for the object or for its parts, are not compared again. The size that it
+//! repeats is.
 
 use std::sync::Arc;
 
 use http::StatusCode;
 use http::header::ETAG;
 use s3s::{S3ErrorCode, dto};
-use store::{Bucket, ETag, PutOptions, UploadEntry, UploadId, UploadListRequest};
+use store::{
+    Bucket, ETag, ErrorKind, ObjectKey, PutOptions, UploadEntry, UploadId, UploadListRequest,
+};
 
 use super::list::{Encoding, rolled_up};
 use super::write::add_checksums;
 use super::{attributes, owner, parse, tag};
 use crate::body::checksum::Covers;
 use crate::conditions;
+use crate::dates::timestamp;
 use crate::failure::{Failure, Outcome};
 use crate::front::Call;
 use crate::reply::{Reply, render};
@@ -94,8 +98,12 @@ pub(super) async fn complete(mut call: Call) -> Outcome<Reply> {
         bucket.name,
         Encoding::Url.text(key.as_str())
     );
+    let announced = announced_size(&call)?;
     let late_error = call.late_error();
     let completion = async move {
+        if let Some(size) = announced {
+            check_size(&bucket, &key, &upload, &parts, size).await?;
+        }
         let written = bucket.store.complete_upload(&key, &upload, &parts, condition).await?;
         render(&dto::CompleteMultipartUploadOutput {
             bucket: Some(bucket.name.to_string()),
@@ -106,6 +114,56 @@ pub(super) async fn complete(mut call: Call) -> Outcome<Reply> {
         })
     };
     Reply::patient(call.front.patience, completion, late_error).await
+}
+
+/// The size of the whole object, where the client repeats it.
+fn announced_size(call: &Call) -> Outcome<Option<u64>> {
+    let Some(text) = call.header("x-amz-mp-object-size") else { return Ok(None) };
+    match text.trim().parse() {
+        Ok(size) => Ok(Some(size)),
+        Err(_) => Err(Failure::invalid_request("x-amz-mp-object-size is not a number of bytes")),
+    }
+}
+
+/// Refuses a completion whose parts are not as long together as the client believes. What a store
+/// cannot list cannot be compared; a part or an upload that is not there is for the completion
+/// itself to refuse.
+async fn check_size(
+    bucket: &Bucket,
+    key: &ObjectKey,
+    upload: &UploadId,
+    parts: &[(u16, ETag)],
+    announced: u64,
+) -> Outcome<()> {
+    let (mut sum, mut found, mut after) = (0u64, 0, None);
+    loop {
+        let list = match bucket.store.list_parts(key, upload, after, MAX_PAGE as usize).await {
+            Ok(list) => list,
+            Err(error)
+                if matches!(error.kind(), ErrorKind::Unsupported | ErrorKind::NoSuchUpload) =>
+            {
+                return Ok(());
+            }
+            Err(error) => return Err(error.into()),
+        };
+        for part in &list.parts {
+            if parts.binary_search_by_key(&part.number, |(number, _)| *number).is_ok() {
+                sum = sum.saturating_add(part.size);
+                found += 1;
+            }
+        }
+        // A marker that does not advance would be asked for again for ever.
+        match list.next.filter(|next| after.is_none_or(|after| *next > after)) {
+            Some(next) => after = Some(next),
+            None => break,
+        }
+    }
+    if found == parts.len() && sum != announced {
+        return Err(Failure::invalid_request(format!(
+            "the parts have {sum} bytes together, x-amz-mp-object-size says {announced}"
+        )));
+    }
+    Ok(())
 }
 
 fn listed_parts(document: &[u8]) -> Outcome<Vec<(u16, ETag)>> {
@@ -162,7 +220,7 @@ pub(super) async fn list_parts(call: &Call) -> Outcome<Reply> {
         .take(most as usize)
         .map(|part| dto::Part {
             e_tag: Some(tag(&part.etag)),
-            last_modified: part.last_modified.map(Into::into),
+            last_modified: part.last_modified.map(timestamp),
             part_number: Some(part.number.into()),
             size: Some(part.size.cast_signed()),
             ..dto::Part::default()
@@ -270,7 +328,7 @@ pub(super) async fn list_uploads(call: &Call) -> Outcome<Reply> {
     let uploads = page.uploads.iter().map(|upload| dto::MultipartUpload {
         key: Some(encoding.text(upload.key.as_str())),
         upload_id: Some(upload.upload.0.to_string()),
-        initiated: upload.initiated.map(Into::into),
+        initiated: upload.initiated.map(timestamp),
         owner: Some(owner()),
         initiator: Some(initiator()),
         storage_class: Some(dto::StorageClass::from_static(dto::StorageClass::STANDARD)),

@@ -10,6 +10,7 @@ use store::{Bucket, ByteRange, ETag, ErrorKind, GetOptions, ObjectKey, ObjectMet
 
 use super::{attributes, grants, owner, tag};
 use crate::conditions::{self, Conditions, Decision, Of};
+use crate::dates::http_date;
 use crate::failure::{Failure, Outcome};
 use crate::front::Call;
 use crate::range_header;
@@ -20,9 +21,21 @@ pub(super) async fn get(call: &Call) -> Outcome<Reply> {
     let bucket = call.bucket()?;
     let key = call.key()?;
     let conditions = Conditions::read(&call.headers, Of::Object);
-    let range = wanted(call, &bucket, &key).await?;
-    let options = GetOptions { range, if_match: conditions.pinned(), reader: call.reader };
-    let got = match bucket.store.get(&key, options).await {
+    let (mut range, accepted) = wanted(call, &bucket, &key).await?;
+    let fetch = |range| {
+        let options = GetOptions { range, if_match: conditions.pinned(), reader: call.reader };
+        bucket.store.get(&key, options)
+    };
+    let mut got = fetch(range).await;
+    if let Some(accepted) = accepted {
+        let version = got.as_ref().map(|got| got.meta.etag.clone()).map_err(store::Error::kind);
+        if found(&bucket, &key, version).await?.is_some_and(|found| found != accepted) {
+            // Another version than the client has a part of: it needs all of it.
+            range = ByteRange::Full;
+            got = fetch(range).await;
+        }
+    }
+    let got = match got {
         Ok(got) => got,
         Err(error) if error.kind() == ErrorKind::InvalidRange => {
             // The other conditions come first, and the answer names the object's size.
@@ -31,7 +44,9 @@ pub(super) async fn get(call: &Call) -> Outcome<Reply> {
             return Err(unsatisfiable(meta.size));
         }
         Err(error) if error.kind() == ErrorKind::PreconditionFailed => {
-            return Err(conditions::failed());
+            // Without a tag of the client's this is the layers below, losing sight of a version.
+            let pinned = conditions.pinned().is_some();
+            return Err(if pinned { conditions::failed() } else { Failure::changing() });
         }
         Err(error) => return Err(error.into()),
     };
@@ -54,8 +69,11 @@ pub(super) async fn get(call: &Call) -> Outcome<Reply> {
 pub(super) async fn head(call: &Call) -> Outcome<Reply> {
     let bucket = call.bucket()?;
     let key = call.key()?;
-    let range = wanted(call, &bucket, &key).await?;
+    let (mut range, accepted) = wanted(call, &bucket, &key).await?;
     let meta = bucket.store.head(&key).await?;
+    if accepted.is_some_and(|accepted| accepted != meta.etag) {
+        range = ByteRange::Full;
+    }
     check(&Conditions::read(&call.headers, Of::Object), &meta)?;
     let sent = range.resolve(meta.size).map_err(|none| unsatisfiable(none.size))?;
     Ok(answer(call, &meta, range, &sent))
@@ -74,8 +92,26 @@ fn answer(call: &Call, meta: &ObjectMeta, range: ByteRange, sent: &std::ops::Ran
     reply
 }
 
-/// The range that the request asks for.
-async fn wanted(call: &Call, bucket: &Bucket, key: &ObjectKey) -> Outcome<ByteRange> {
+/// The version that was found, where that is known. A range that names no byte has to be looked up.
+async fn found(
+    bucket: &Bucket,
+    key: &ObjectKey,
+    got: Result<ETag, ErrorKind>,
+) -> Outcome<Option<ETag>> {
+    match got {
+        Ok(etag) => Ok(Some(etag)),
+        Err(ErrorKind::InvalidRange) => Ok(Some(bucket.store.head(key).await?.etag)),
+        Err(_) => Ok(None),
+    }
+}
+
+/// The range that the request asks for and, where `If-Range` allows it, the only version of which
+/// it may be sent.
+async fn wanted(
+    call: &Call,
+    bucket: &Bucket,
+    key: &ObjectKey,
+) -> Outcome<(ByteRange, Option<ETag>)> {
     let header = call.header(RANGE.as_str());
     if let Some(part) = call.query.number("partNumber")? {
         if header.is_some() {
@@ -83,7 +119,7 @@ async fn wanted(call: &Call, bucket: &Bucket, key: &ObjectKey) -> Outcome<ByteRa
         }
         // How an object was uploaded is not kept: it is one part, which is all of it.
         if part == 1 {
-            return Ok(ByteRange::Full);
+            return Ok((ByteRange::Full, None));
         }
         return Err(Failure::with_status(
             StatusCode::RANGE_NOT_SATISFIABLE,
@@ -92,15 +128,15 @@ async fn wanted(call: &Call, bucket: &Bucket, key: &ObjectKey) -> Outcome<ByteRa
         ));
     }
     let Some(range) = header.as_deref().and_then(range_header::parse) else {
-        return Ok(ByteRange::Full);
+        return Ok((ByteRange::Full, None));
     };
-    let Some(validator) = call.header(IF_RANGE.as_str()) else { return Ok(range) };
+    let Some(validator) = call.header(IF_RANGE.as_str()) else { return Ok((range, None)) };
     let meta = bucket.store.head(key).await?;
     let same = match httpdate::parse_http_date(&validator) {
-        Ok(_) => httpdate::fmt_http_date(meta.last_modified) == validator.trim(),
+        Ok(_) => http_date(meta.last_modified) == validator.trim(),
         Err(_) => ETag::parse(&validator) == meta.etag,
     };
-    Ok(if same { range } else { ByteRange::Full })
+    Ok(if same { (range, Some(meta.etag)) } else { (ByteRange::Full, None) })
 }
 
 fn check(conditions: &Conditions, meta: &ObjectMeta) -> Outcome<()> {
@@ -141,7 +177,7 @@ pub(super) async fn attributes(call: &Call) -> Outcome<Reply> {
             .then(|| dto::StorageClass::from_static(dto::StorageClass::STANDARD)),
         ..dto::GetObjectAttributesOutput::default()
     })?;
-    reply.set(http::header::LAST_MODIFIED, &httpdate::fmt_http_date(meta.last_modified));
+    reply.set(http::header::LAST_MODIFIED, &http_date(meta.last_modified));
     Ok(reply)
 }
 

@@ -155,3 +155,25 @@ async fn uploads_share_the_memory_for_bodies() {
         assert!(body.len() == 3 << 20 && body.iter().all(|b| *b == i), "{i}");
     }
 }
+
+/// A page that a browser shows can send these without asking first.
+#[tokio::test]
+async fn web_pages_only_read_without_keys() {
+    let endpoint = anonymous().await;
+    endpoint.memory.insert("k", "x");
+    let batch = b"<Delete><Object><Key>k</Key></Object></Delete>";
+    for origin in ["https://evil.example", "null"] {
+        let headers = &[("origin", origin)];
+        for (method, target) in
+            [("POST", "/b?delete"), ("POST", "/b/k?uploads"), ("PUT", "/b/n"), ("DELETE", "/b/k")]
+        {
+            let refused = endpoint.send(method, target, headers, batch).await;
+            assert_eq!((refused.status, refused.code()), (403, "AccessDenied"), "{method}");
+        }
+        assert_eq!(endpoint.ask("GET", "/b/k", headers).await.text(), "x");
+        assert_eq!(endpoint.ask("HEAD", "/b/k", headers).await.status, 200);
+    }
+    assert_eq!(endpoint.get("/b/n").await.status, 404);
+    let name = "warpdrive_s3_auth_failures_total";
+    assert_eq!(metric(&endpoint.registry, name, &[("reason", "cross_site")]), 8.0);
+}

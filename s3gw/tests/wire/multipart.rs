@@ -175,3 +175,34 @@ async fn uploads_in_progress() {
     }
     assert_eq!(seen, ["a", "a", "d/", "e%20f", "z"]);
 }
+
+#[tokio::test]
+async fn the_announced_size_of_the_object_is_checked() {
+    let endpoint = anonymous().await;
+    let id = begin(&endpoint, "k").await;
+    let mut tags = Vec::new();
+    for (number, body) in [(1, "hello"), (2, "unused"), (3, "world")] {
+        let answer = part(&endpoint, "k", &id, number, body.as_bytes()).await;
+        tags.push(answer.header("etag").unwrap().to_owned());
+    }
+    let body = completion(&[(1, &tags[0]), (3, &tags[2])]);
+    let complete = async |size: &str| {
+        let target = format!("/b/k?uploadId={id}");
+        endpoint.send("POST", &target, &[("x-amz-mp-object-size", size)], body.as_bytes()).await
+    };
+    for wrong in ["9", "11", "16", "0", "x", "-1"] {
+        let refused = complete(wrong).await;
+        assert_eq!((refused.status, refused.code()), (400, "InvalidRequest"), "{wrong}");
+        assert_eq!(endpoint.get("/b/k").await.status, 404);
+    }
+    assert_eq!(complete("10").await.status, 200);
+    assert_eq!(endpoint.get("/b/k").await.text(), "helloworld");
+    // A store that cannot list parts is believed.
+    let id = begin(&endpoint, "u").await;
+    let tag = part(&endpoint, "u", &id, 1, b"hello").await.header("etag").unwrap().to_owned();
+    let fault = store::testing::Fault::Fail(store::ErrorKind::Unsupported);
+    endpoint.faulty.inject(store::testing::Operation::ListParts, fault);
+    let target = format!("/b/u?uploadId={id}");
+    let (headers, body) = (&[("x-amz-mp-object-size", "5")], completion(&[(1, &tag)]));
+    assert_eq!(endpoint.send("POST", &target, headers, body.as_bytes()).await.status, 200);
+}

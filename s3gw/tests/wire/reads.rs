@@ -219,3 +219,49 @@ async fn what_is_asked_about_objects() {
     assert_eq!((refused.status, refused.code()), (501, "NotImplemented"));
     assert!(refused.element("Message").contains("PutObjectTagging"));
 }
+
+/// The validator was right when it was looked at, and the object replaced before it was read.
+#[tokio::test]
+async fn if_range_never_joins_two_versions() {
+    let endpoint = anonymous().await;
+    let old = endpoint.memory.insert("k", "0123456789");
+    endpoint.memory.insert("k", "abcd");
+    for range in ["bytes=2-3", "bytes=8-9"] {
+        for method in ["GET", "HEAD"] {
+            endpoint.faulty.inject(Operation::Head, Fault::WrongETag(old.clone()));
+            let headers = &[("if-range", &*old.quoted()), ("range", range)];
+            let answer = endpoint.ask(method, "/b/k", headers).await;
+            assert_eq!(answer.status, 200, "{method} {range}");
+            assert_eq!(answer.header("content-length"), Some("4"), "{method} {range}");
+            assert_eq!(answer.text(), if method == "GET" { "abcd" } else { "" });
+        }
+    }
+}
+
+/// Only a client that made a condition is told that one failed.
+#[tokio::test]
+async fn an_object_that_keeps_changing_is_tried_again() {
+    let endpoint = anonymous().await;
+    let tag = endpoint.memory.insert("k", "x").quoted();
+    for (headers, status, code) in [
+        (None, 503, "ServiceUnavailable"),
+        (Some(("if-none-match", "\"no\"")), 503, "ServiceUnavailable"),
+        (Some(("if-match", &*tag)), 412, "PreconditionFailed"),
+    ] {
+        endpoint.faulty.inject(Operation::Get, Fault::Fail(ErrorKind::PreconditionFailed));
+        let headers: Vec<_> = headers.into_iter().collect();
+        let answer = endpoint.ask("GET", "/b/k", &headers).await;
+        assert_eq!((answer.status, answer.code()), (status, code), "{headers:?}");
+        assert_eq!(answer.header("retry-after").is_some(), status == 503);
+    }
+    for (to, operation) in [("/b/c", Operation::Copy), ("/other/c", Operation::Get)] {
+        for (condition, status) in [(None, 503), (Some(("x-amz-copy-source-if-match", &*tag)), 412)]
+        {
+            endpoint.faulty.inject(operation, Fault::Fail(ErrorKind::PreconditionFailed));
+            let mut headers = vec![("x-amz-copy-source", "/b/k")];
+            headers.extend(condition);
+            let answer = endpoint.ask("PUT", to, &headers).await;
+            assert_eq!(answer.status, status, "{to} {condition:?}");
+        }
+    }
+}
