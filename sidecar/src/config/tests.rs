@@ -180,6 +180,12 @@ fn a_password_in_an_endpoint_is_refused_and_not_printed() {
 }
 
 #[test]
+fn a_block_size_beyond_all_bounds_is_a_problem() {
+    let refused = places(with("cache: {block_size: 18446744073709551615}"));
+    assert!(refused.contains(&"cache.block_size".to_owned()), "{refused:?}");
+}
+
+#[test]
 fn rclone_names_of_a_secret_may_come_from_a_variable() {
     let file = "backends: [{name: a, type: azureblob, config: {account: x, container: c, \
                 key: \"${AZURE_KEY}\"}}]";

@@ -192,7 +192,7 @@ mod tests {
 
     fn key_file(path: &Path) -> (AccessKey, KeyFile) {
         let key = AccessKey::generate();
-        write(&key, std::slice::from_ref(&key), path, "default").ok().expect("can be written");
+        assert!(write(&key, std::slice::from_ref(&key), path, "default").is_ok());
         let file = KeyFile { path: path.to_owned(), id: key.id.clone() };
         (key, file)
     }

@@ -210,6 +210,13 @@ fn what_is_taken_or_missing_is_said_in_a_sentence() {
     assert!(!file.exists(), "a key that opens nothing was left");
     assert!(stderr.contains("s3.listen") && stderr.contains("in use"), "{stderr}");
     drop(taken);
+    // Somebody's own credentials are neither replaced at the start nor removed at the end.
+    let theirs = b"[default]\naws_access_key_id = AKIAMINE\naws_secret_access_key = mine\n";
+    home.write("keys", theirs);
+    let (code, _, stderr) = output(&mut home.command("run", &["--no-mount"]));
+    assert_eq!(code, 1);
+    assert!(stderr.contains("s3.credentials_file") && stderr.contains("name a file"), "{stderr}");
+    assert_eq!(std::fs::read(&file).unwrap(), theirs);
     let missing = home.path("nowhere").display().to_string();
     if can_mount("what_is_taken_or_missing_is_said_in_a_sentence") {
         let (code, _, stderr) = output(&mut home.command("run", &["--mount-point", &missing]));

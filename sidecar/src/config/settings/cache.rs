@@ -95,9 +95,9 @@ pub(crate) fn validate(
     }
     let memory_bytes = typed.memory.unwrap_or(DEFAULT_MEMORY).0;
     // Sixteen of the default blocks: less cannot even hold what is on its way to readers.
-    between("memory", memory_bytes, mib(16).max(4 * block_bytes), 1 << 46, problems);
+    between("memory", memory_bytes, mib(16).max(block_bytes.saturating_mul(4)), 1 << 46, problems);
     let capacity = typed.max_size.unwrap_or(DEFAULT_DISK).0;
-    between("max_size", capacity, mib(64).max(16 * block_bytes), 1 << 50, problems);
+    between("max_size", capacity, mib(64).max(block_bytes.saturating_mul(16)), 1 << 50, problems);
     let max_fetch_bytes = typed.max_fetch_size.map_or(DEFAULT_FETCH.0.max(block_bytes), |s| s.0);
     between("max_fetch_size", max_fetch_bytes, block_bytes, mib(256), problems);
     let max_parallel_fetch = typed.max_parallel_fetch.unwrap_or(16);
