@@ -1,4 +1,4 @@
-//! What has been seen of names, so that a lookup after a listing asks the origin nothing.
+//! What has been seen of names, so that a lookup after a listing costs no listing.
 //!
 //! Invariant: what is older than the time-to-live is a hint and never an answer; only names that
 //! exist are held, so that a new object is visible at once. At most [`MAX_KNOWN`] names are held;

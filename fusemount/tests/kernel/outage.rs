@@ -204,7 +204,8 @@ fn a_signal_that_is_handled_does_not_fail_a_read() {
         m.faulty.clear();
     }
     part.finish();
-    assert_eq!(m.metric("warpdrive_fuse_interrupted_total", None), 0.0);
+    let given_up = m.metric("warpdrive_fuse_interrupted_total", None);
+    assert!(given_up < 1.0, "{given_up}");
 }
 
 #[test]
