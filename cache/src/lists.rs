@@ -11,6 +11,8 @@ use parking_lot::Mutex;
 use store::{ListPage, ListRequest, ObjectKey, ObjectMeta};
 use tokio::time::Instant;
 
+use crate::metadata::OUTAGE_BACKOFF;
+
 /// A page counts as this many entries more than it has, so that empty pages are bounded too.
 const PAGE_COST: usize = 8;
 
@@ -19,6 +21,18 @@ struct Held {
     page: Arc<ListPage>,
     asked: Instant,
     epoch: u64,
+    /// The origin gave no answer: not asked again before.
+    retry_at: Option<Instant>,
+}
+
+/// A page that is held.
+#[derive(Debug, Clone)]
+pub(crate) struct Page {
+    pub(crate) page: Arc<ListPage>,
+    /// Since the origin was asked.
+    pub(crate) age: Duration,
+    /// The origin gave no answer a moment ago.
+    pub(crate) backing_off: bool,
 }
 
 #[derive(Debug, Default)]
@@ -43,15 +57,22 @@ impl ListCache {
         Self { pages: Mutex::default(), limit }
     }
 
-    /// The page and its age, if it was asked for in this epoch.
-    pub(crate) fn get(
-        &self,
-        request: &ListRequest,
-        epoch: u64,
-    ) -> Option<(Arc<ListPage>, Duration)> {
+    /// The page, if it was asked for in this epoch.
+    pub(crate) fn get(&self, request: &ListRequest, epoch: u64) -> Option<Page> {
         let pages = self.pages.lock();
         let held = pages.held.get(request).filter(|held| held.epoch == epoch)?;
-        Some((Arc::clone(&held.page), held.asked.elapsed()))
+        Some(Page {
+            page: Arc::clone(&held.page),
+            age: held.asked.elapsed(),
+            backing_off: held.retry_at.is_some_and(|at| Instant::now() < at),
+        })
+    }
+
+    /// The origin gave no answer about this page: do not ask again for a moment.
+    pub(crate) fn back_off(&self, request: &ListRequest) {
+        if let Some(held) = self.pages.lock().held.get_mut(request) {
+            held.retry_at = Some(Instant::now() + OUTAGE_BACKOFF);
+        }
     }
 
     pub(crate) fn put(
@@ -67,7 +88,7 @@ impl ListCache {
         }
         let mut pages = self.pages.lock();
         pages.entries += new;
-        match pages.held.insert(request.clone(), Held { page, asked, epoch }) {
+        match pages.held.insert(request.clone(), Held { page, asked, epoch, retry_at: None }) {
             Some(old) => pages.entries -= cost(&old.page),
             None => pages.order.push_back(request.clone()),
         }

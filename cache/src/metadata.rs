@@ -24,7 +24,7 @@ const SHARDS: usize = 64;
 
 /// After the origin gave no answer, how long expired metadata is served without asking again, so
 /// that readers in an outage do not each wait for a timeout.
-const OUTAGE_BACKOFF: Duration = Duration::from_secs(5);
+pub(crate) const OUTAGE_BACKOFF: Duration = Duration::from_secs(5);
 
 /// What an origin said about a key.
 #[derive(Debug, Clone)]

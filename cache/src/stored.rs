@@ -21,11 +21,12 @@ use store::{
     ListRequest, ObjectKey, ObjectMeta, PartEntry, PartList, PutOptions, Residency, Resident,
     Result, Store, UploadId, UploadList, UploadListRequest, Written,
 };
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use crate::cache::Shared;
-use crate::fetch::Origin;
+use crate::fetch::{Origin, STALL};
 use crate::lists::ListCache;
+use lookup::STALE_PATIENCE;
 pub use warm::Warmed;
 
 /// A bucket, cached. Made by [`crate::Cache::attach`].
@@ -36,7 +37,7 @@ pub use warm::Warmed;
 pub struct CachedStore {
     shared: Arc<Shared>,
     origin: Arc<Origin>,
-    lists: ListCache,
+    lists: Arc<ListCache>,
 }
 
 impl fmt::Debug for CachedStore {
@@ -51,7 +52,7 @@ fn not_found(key: &ObjectKey) -> Error {
 
 impl CachedStore {
     pub(crate) fn new(shared: Arc<Shared>, origin: Arc<Origin>, lists: ListCache) -> Self {
-        Self { shared, origin, lists }
+        Self { shared, origin, lists: Arc::new(lists) }
     }
 
     /// The name that it was attached under.
@@ -80,33 +81,35 @@ impl Store for CachedStore {
         let ttl = self.origin.policy.stale_ttl;
         let epoch = self.origin.meta.ticket();
         let held = self.lists.get(request, epoch);
-        if let Some((page, age)) = &held
-            && *age < ttl
+        if let Some(held) = &held
+            && held.age < ttl
         {
             self.shared.metrics.list_hits.inc();
-            return Ok((**page).clone());
+            return Ok((*held.page).clone());
         }
         self.shared.metrics.list_misses.inc();
-        let asked = Instant::now();
-        match self.origin.store.list(request).await {
-            Ok(page) => {
-                for entry in &page.entries {
-                    self.origin.meta.learn(&entry.key, epoch, asked, Some(entry.meta.clone()));
+        let limit = self.origin.policy.stale_if_error;
+        let spare =
+            held.filter(|held| !limit.is_zero() && held.age < ttl.saturating_add(limit));
+        let asking = ask_page(&self.origin, &self.lists, request, epoch);
+        let Some(held) = spare else { return asking.await };
+        let answer = if held.backing_off {
+            None
+        } else {
+            // In a task, so that an answer that comes too late for this caller is not lost.
+            timeout(STALE_PATIENCE, tokio::spawn(asking)).await.ok().and_then(Result::ok)
+        };
+        match answer {
+            Some(Err(error)) if !error.kind().is_outage() => Err(error),
+            Some(Ok(page)) => Ok(page),
+            silent => {
+                if !held.backing_off {
+                    self.lists.back_off(request);
+                    tracing::debug!(store = self.origin.name, ?silent, "served an expired listing");
                 }
-                self.lists.put(request, epoch, asked, Arc::new(page.clone()));
-                Ok(page)
+                self.shared.metrics.stale_served.inc();
+                Ok((*held.page).clone())
             }
-            Err(error) if error.kind().is_outage() => {
-                let limit = self.origin.policy.stale_if_error;
-                match held {
-                    Some((page, age)) if !limit.is_zero() && age < ttl.saturating_add(limit) => {
-                        self.shared.metrics.stale_served.inc();
-                        Ok((*page).clone())
-                    }
-                    _ => Err(error),
-                }
-            }
-            Err(error) => Err(error),
         }
     }
 
@@ -180,6 +183,29 @@ impl Residency for CachedStore {
     async fn residency(&self, key: &ObjectKey, etag: &ETag, size: u64) -> Resident {
         let object = self.version_of(key, etag, size);
         Resident { bytes: self.resident_bytes(&object, false).await, of: size }
+    }
+}
+
+/// Asks for a page and remembers it and what is on it.
+fn ask_page(
+    origin: &Arc<Origin>,
+    lists: &Arc<ListCache>,
+    request: &ListRequest,
+    epoch: u64,
+) -> impl Future<Output = Result<ListPage>> + Send + 'static {
+    let (origin, lists, request) = (Arc::clone(origin), Arc::clone(lists), request.clone());
+    async move {
+        let asked = Instant::now();
+        let answer = timeout(STALL, origin.store.list(&request)).await.unwrap_or_else(|_| {
+            let context = format!("origin did not answer a LIST of `{}` within 60 s", request.prefix);
+            Err(Error::new(ErrorKind::Timeout, context))
+        });
+        let page = answer?;
+        for entry in &page.entries {
+            origin.meta.learn(&entry.key, epoch, asked, Some(entry.meta.clone()));
+        }
+        lists.put(&request, epoch, asked, Arc::new(page.clone()));
+        Ok(page)
     }
 }
 

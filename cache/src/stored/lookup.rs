@@ -2,10 +2,11 @@
 //!
 //! Invariant: within `stale_ttl` nothing is asked; past it one question per object is in flight, shared
 //! by everyone; of an immutable object none. An origin that gives no answer is not asked again for a
-//! moment, and what is known goes on being used for `stale_if_error`.
+//! moment, and what is known goes on being used for `stale_if_error`. Whoever has something usable in
+//! hand waits for an answer for a moment only.
 
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use store::{ETag, Error, ErrorKind, ObjectKey, ObjectMeta, Result};
 use tokio::time::{Instant, timeout};
@@ -15,6 +16,10 @@ use crate::fetch::{Flight, Origin, Probe, STALL};
 use crate::metadata::{Answer, Known, Peek};
 use crate::version::{BlockKey, Version};
 use crate::{Metrics, blocks};
+
+/// How long an answer is waited for by those who hold something that may be used without it. Longer
+/// than a slow origin takes, shorter than a kernel's or a client's patience.
+pub(super) const STALE_PATIENCE: Duration = Duration::from_secs(3);
 
 impl CachedStore {
     /// A version that is only a name: what its blocks are found under.
@@ -65,14 +70,23 @@ impl CachedStore {
         let probe =
             probe.filter(|_| !matches!(&peek, Some(p) if matches!(p.known, Known::Present(_))));
         let probed = probe.is_some();
-        let mut answer = self.ask(key, probe).await;
+        let spare = matches!(
+            &peek,
+            Some(Peek { known: Known::Present(_), fresh, usable, .. }) if *fresh || *usable
+        );
+        let mut answer = self.ask_within(key, probe, spare).await;
         if let Ok(Known::Present(object)) = &answer
             && attributes
             && object.meta.attributes.is_none()
             && !probed
         {
             // This joined a question of someone who wanted only the bytes.
-            answer = self.ask(key, None).await;
+            let object = Arc::clone(object);
+            answer = match self.ask_within(key, None, spare).await {
+                // What has just been said is newer than anything held from before.
+                Err(error) if spare && error.kind().is_outage() => Ok(Known::Present(object)),
+                other => other,
+            };
         }
         match (answer, peek) {
             (Ok(Known::Present(object)), _) => Ok(object),
@@ -87,6 +101,39 @@ impl CachedStore {
             }
             (Err(error), _) => Err(error),
         }
+    }
+
+    /// What the origin says of an object now; where it gives no answer, what was `held`, which stays
+    /// known to others.
+    pub(super) async fn confirmed(
+        &self,
+        key: &ObjectKey,
+        held: Arc<Version>,
+    ) -> Result<Arc<Version>> {
+        if self.origin.meta.peek(key).is_some_and(|peek| peek.backing_off) {
+            return Ok(held);
+        }
+        match self.ask_within(key, None, true).await {
+            Ok(Known::Present(object)) => Ok(object),
+            Ok(Known::Absent) => Err(not_found(key)),
+            Err(error) if error.kind().is_outage() => {
+                self.origin.meta.back_off(key);
+                Ok(held)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// As [`Self::ask`]; who has something to `spare` waits for a moment only. The question goes on, and
+    /// its answer is remembered.
+    async fn ask_within(&self, key: &ObjectKey, probe: Option<Probe>, spare: bool) -> Answer {
+        if !spare {
+            return self.ask(key, probe).await;
+        }
+        timeout(STALE_PATIENCE, self.ask(key, probe)).await.unwrap_or_else(|_| {
+            let context = format!("origin did not say what `{key}` is within 3 s");
+            Err(Error::new(ErrorKind::Timeout, context))
+        })
     }
 
     /// Asks the origin, or joins who is asking.

@@ -42,18 +42,20 @@ impl CachedStore {
         let mut followed = false;
         loop {
             let cold = self.origin.meta.peek(key).is_none();
-            let object = self.known(key, false, self.probe_for(options.range)).await?;
+            let mut object = self.known(key, false, self.probe_for(options.range)).await?;
             if let Some(pin) = &options.if_match
                 && pin != object.etag()
             {
                 let age = self.origin.meta.peek(key).map_or(Duration::ZERO, |p| p.age);
-                if followed || age < PIN_DOUBT {
+                let immutable = self.origin.policy.immutable.holds(key.as_str());
+                if !followed && !immutable && age >= PIN_DOUBT {
+                    followed = true;
+                    object = self.confirmed(key, object).await?;
+                }
+                if pin != object.etag() {
                     let context = format!("`{key}` is {} now, not {pin}", object.etag());
                     return Err(Error::new(ErrorKind::PreconditionFailed, context));
                 }
-                followed = true;
-                self.origin.meta.forget(key, object.etag());
-                continue;
             }
             match self.serve(&object, options, cold).await {
                 Err(error) if is_change(&error) => {

@@ -204,3 +204,67 @@ async fn answers_in_flight_lose_against_a_write() {
     rig.memory.insert("k", content(4, 11));
     assert_eq!(rig.full("k").await.unwrap(), content(4, 11));
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_origin_that_hangs_is_waited_for_a_moment_where_something_usable_is_held() {
+    let rig = rig().await;
+    rig.memory.insert("d/k", content(1, 3000));
+    let request = ListRequest { prefix: "d/".into(), ..ListRequest::default() };
+    let page = rig.store.list(&request).await.unwrap();
+    rig.full("d/k").await.unwrap();
+    advance(61).await;
+    rig.origin.inject(Operation::Head, Fault::Hang);
+    rig.origin.inject(Operation::List, Fault::Hang);
+    rig.calls();
+    let since = tokio::time::Instant::now();
+    assert_eq!(rig.full("d/k").await.unwrap(), content(1, 3000));
+    assert!(since.elapsed() < Duration::from_secs(4), "{:?}", since.elapsed());
+    assert_eq!(rig.full("d/k").await.unwrap(), content(1, 3000));
+    assert!(since.elapsed() < Duration::from_secs(4), "not waited for again");
+    for _ in 0..5 {
+        assert_eq!(rig.store.list(&request).await.unwrap().entries, page.entries);
+    }
+    assert!(since.elapsed() < Duration::from_secs(7), "{:?}", since.elapsed());
+    assert_eq!(rig.calls(), 2);
+    // An answer that only comes late is kept.
+    advance(100).await;
+    rig.origin.clear();
+    rig.memory.insert("d/k", content(2, 3000));
+    rig.origin.inject(Operation::Head, Fault::Delay(Duration::from_secs(10)));
+    rig.origin.inject(Operation::List, Fault::Delay(Duration::from_secs(10)));
+    assert_eq!(rig.full("d/k").await.unwrap(), content(1, 3000));
+    assert_eq!(rig.store.list(&request).await.unwrap().entries, page.entries);
+    tokio::time::sleep(Duration::from_secs(11)).await;
+    rig.calls();
+    assert_eq!(rig.full("d/k").await.unwrap(), content(2, 3000));
+    assert_ne!(rig.store.list(&request).await.unwrap().entries, page.entries);
+    assert_eq!(rig.origin.calls().of(Operation::Head), 0);
+    assert_eq!(rig.origin.calls().of(Operation::List), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pin_that_does_not_match_takes_nothing_from_others_in_an_outage() {
+    let rig = rig().await;
+    rig.memory.insert("k", content(1, 3000));
+    rig.full("k").await.unwrap();
+    advance(2).await;
+    rig.origin.set_down(true);
+    rig.pinned("k", &ETag::parse("stale")).await.unwrap_err();
+    assert_eq!(rig.full("k").await.unwrap(), content(1, 3000));
+    advance(60).await;
+    rig.pinned("k", &ETag::parse("stale")).await.unwrap_err();
+    assert_eq!(rig.full("k").await.unwrap(), content(1, 3000));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pin_that_does_not_match_an_immutable_object_asks_nothing() {
+    let policy = StorePolicy { immutable: Immutable::All, ..StorePolicy::default() };
+    let rig = rig_with(small(), policy).await;
+    rig.memory.insert("k", content(1, 3000));
+    rig.full("k").await.unwrap();
+    advance(100).await;
+    rig.calls();
+    let refused = rig.pinned("k", &ETag::parse("other")).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::PreconditionFailed);
+    assert_eq!(rig.calls(), 0);
+}
