@@ -6,7 +6,9 @@
 use std::sync::Arc;
 
 use backends::{Metrics, OriginConfig, OriginKind, Policy, S3Config, S3Credential};
+use futures::StreamExt;
 use store::testing::contract::{self, Differences};
+use store::{ByteRange, ErrorKind, GetOptions, ObjectKey, StoreExt};
 use testkit::{Origin, Running};
 
 /// An origin over a fresh bucket of a running server.
@@ -60,6 +62,27 @@ async fn moto_keeps_the_contract() {
         ..Differences::default()
     };
     contract(&server, differences).await;
+}
+
+#[tokio::test]
+async fn objects_without_a_tag_are_versions_by_size_and_time() {
+    let server = testkit::start!(Origin::versitygw());
+    let store = opened(&server, "").await.store;
+    // A file that the server did not write: it knows no tag for it.
+    let folder = server.folder().join("stored/bucket/d");
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::write(folder.join("f"), b"found").unwrap();
+    let key = ObjectKey::new("d/f").unwrap();
+    let listed = store.walk("d/").next().await.unwrap().unwrap();
+    let head = store.head(&key).await.unwrap();
+    assert_eq!((listed.key, &listed.meta.etag), (key.clone(), &head.etag));
+    let pinned = || GetOptions { if_match: Some(head.etag.clone()), ..GetOptions::default() };
+    let got = store.get(&key, pinned()).await.unwrap();
+    assert_eq!((got.meta.etag, got.range), (head.etag.clone(), 0..5));
+    assert_eq!(store.get_bytes(&key, ByteRange::Full).await.unwrap(), "found");
+    std::fs::write(folder.join("f"), b"changed").unwrap();
+    let changed = store.get(&key, pinned()).await.unwrap_err();
+    assert_eq!(changed.kind(), ErrorKind::PreconditionFailed);
 }
 
 #[tokio::test]

@@ -25,14 +25,31 @@ pub(super) fn document_time(text: &str) -> Option<SystemTime> {
     Some(crate::calendar::after_1970(Duration::from_secs(seconds)))
 }
 
+/// How a tag begins that was made of size and time, because the origin has none: versitygw has none
+/// for files that were not written through it.
+const UNTAGGED: &str = "untagged-";
+
+/// A version of an object without a tag. Seconds are all that a HEAD says, so two changes within one
+/// second that keep the size are one version.
+fn untagged(size: u64, modified: SystemTime) -> ETag {
+    let since = modified.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    ETag::parse(&format!("{UNTAGGED}{:x}-{size:x}-1", since.as_secs()))
+}
+
+/// A tag that the origin has given, and so can compare.
+fn given(etag: &ETag) -> bool {
+    !etag.as_str().starts_with(UNTAGGED)
+}
+
 fn meta(what: &str, head: &HeaderMap, size: u64) -> Result<ObjectMeta> {
+    let last_modified =
+        headers::last_modified(head).ok_or_else(|| missing(what, "Last-Modified"))?;
     let mut attributes = headers::attributes(head, USER_PREFIX);
     attributes.content_encoding = attributes.content_encoding.as_deref().and_then(without_chunking);
     Ok(ObjectMeta {
         size,
-        etag: headers::etag(head).ok_or_else(|| missing(what, "ETag"))?,
-        last_modified: headers::last_modified(head)
-            .ok_or_else(|| missing(what, "Last-Modified"))?,
+        etag: headers::etag(head).unwrap_or_else(|| untagged(size, last_modified)),
+        last_modified,
         attributes: Some(Arc::new(attributes)),
     })
 }
@@ -104,10 +121,12 @@ impl S3Store {
                 continue;
             };
             let modified = listed.last_modified.as_deref().and_then(document_time);
+            let last_modified = modified.ok_or_else(|| missing("list", "LastModified"))?;
             let meta = ObjectMeta {
                 size: listed.size,
-                etag: tag("list", listed.etag.as_deref())?,
-                last_modified: modified.ok_or_else(|| missing("list", "LastModified"))?,
+                etag: tag("list", listed.etag.as_deref())
+                    .unwrap_or_else(|_| untagged(listed.size, last_modified)),
+                last_modified,
                 attributes: None,
             };
             page.entries.push(ListEntry { key, meta });
@@ -180,7 +199,7 @@ impl Store for S3Store {
         if let Some(header) = header {
             ask.headers.insert(RANGE, headers::header_value(&header)?);
         }
-        if let Some(etag) = &options.if_match {
+        if let Some(etag) = options.if_match.as_ref().filter(|etag| given(etag)) {
             ask.headers.insert(IF_MATCH, headers::header_value(&etag.quoted())?);
         }
         let response = self.ask(ask).await?;
