@@ -217,6 +217,7 @@ fn what_is_taken_or_missing_is_said_in_a_sentence() {
     assert_eq!(code, 1);
     assert!(stderr.contains("s3.credentials_file") && stderr.contains("name a file"), "{stderr}");
     assert_eq!(std::fs::read(&file).unwrap(), theirs);
+    std::fs::remove_file(&file).unwrap();
     let missing = home.path("nowhere").display().to_string();
     if can_mount("what_is_taken_or_missing_is_said_in_a_sentence") {
         let (code, _, stderr) = output(&mut home.command("run", &["--mount-point", &missing]));
