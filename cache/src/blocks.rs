@@ -73,6 +73,10 @@ pub(crate) trait BlockCache: fmt::Debug + Send + Sync + 'static {
     /// Remembers something small on disk only; lost where there is no disk tier.
     fn remember(&self, key: BlockKey, what: &Remembered);
 
+    /// What was remembered under a key is not so any more: it is not recalled again, neither in this
+    /// process nor, where the disk takes the word of it, in the next.
+    fn unremember(&self, key: BlockKey);
+
     /// Waits until everything inserted so far is on disk or was refused.
     async fn flush(&self);
 

@@ -13,7 +13,7 @@ use tokio::sync::Semaphore;
 use twox_hash::XxHash3_64;
 
 use crate::blocks::{BlockCache, HybridBlocks, Refused};
-use crate::fetch::{Fetcher, Origin};
+use crate::fetch::{Fetcher, Gate, Origin};
 use crate::lists::ListCache;
 use crate::metadata::MetadataCache;
 use crate::prefetch::Prefetcher;
@@ -132,7 +132,13 @@ impl Cache {
             id,
             name: name.to_owned(),
             store: origin,
-            meta: MetadataCache::new(id, policy.clone(), config.metadata_entries),
+            gate: Gate::new(config.max_parallel_fetch),
+            meta: MetadataCache::new(
+                id,
+                policy.clone(),
+                config.metadata_entries,
+                Arc::clone(&self.shared.blocks),
+            ),
             policy,
         });
         let mut origins = self.origins.lock();

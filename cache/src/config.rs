@@ -23,7 +23,7 @@ pub struct CacheConfig {
     /// Bytes of a block, the unit of caching. A random read of a cold object costs one block; a
     /// sequential read merges blocks up to `max_fetch_bytes`, so small blocks cost it nothing.
     pub block_bytes: u64,
-    /// Ranged GETs in flight at once, of all stores together. Prefetching may never hold them all.
+    /// Ranged GETs in flight at once, of each store: one that hangs takes none from the others. Prefetching may never hold them all.
     pub max_parallel_fetch: usize,
     /// Largest ranged GET that neighbouring missing blocks are merged into.
     pub max_fetch_bytes: u64,
@@ -40,7 +40,8 @@ pub struct CacheConfig {
     /// its block is kept in memory only and counted as dropped. Zero never slows a reader; the cache
     /// then fills at the disk's pace over several reads. What is warmed on purpose waits regardless.
     pub fill_patience: Duration,
-    /// Bytes that all bodies together may have fetched ahead of their readers.
+    /// Bytes that all bodies together may have fetched ahead of their readers; at least two times
+    /// `max_fetch_bytes`, whatever is said here. A body takes at most half of what is left.
     pub body_window_bytes: u64,
 }
 
@@ -165,6 +166,8 @@ impl CacheConfig {
             return Err(problems.join("; "));
         }
         self.max_fetch_bytes = self.max_fetch_bytes.max(self.block_bytes);
+        // Two merged GETs, or every body would be fetched block by block.
+        self.body_window_bytes = self.body_window_bytes.max(self.max_fetch_bytes.saturating_mul(2));
         self.metadata_entries = self.metadata_entries.max(1);
         Ok(self)
     }

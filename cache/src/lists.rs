@@ -27,7 +27,7 @@ struct Held {
 
 /// A page that is held.
 #[derive(Debug, Clone)]
-pub(crate) struct Page {
+pub(crate) struct HeldPage {
     pub(crate) page: Arc<ListPage>,
     /// Since the origin was asked.
     pub(crate) age: Duration,
@@ -58,10 +58,10 @@ impl ListCache {
     }
 
     /// The page, if it was asked for in this epoch.
-    pub(crate) fn get(&self, request: &ListRequest, epoch: u64) -> Option<Page> {
+    pub(crate) fn get(&self, request: &ListRequest, epoch: u64) -> Option<HeldPage> {
         let pages = self.pages.lock();
         let held = pages.held.get(request).filter(|held| held.epoch == epoch)?;
-        Some(Page {
+        Some(HeldPage {
             page: Arc::clone(&held.page),
             age: held.asked.elapsed(),
             backing_off: held.retry_at.is_some_and(|at| Instant::now() < at),

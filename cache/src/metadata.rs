@@ -9,13 +9,14 @@ use std::collections::{HashMap, VecDeque};
 use std::hash::BuildHasher;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
 use store::{ETag, Error, ObjectKey, ObjectMeta};
 use tokio::time::Instant;
 
 use crate::StorePolicy;
+use crate::blocks::{BlockCache, Remembered, metadata_key};
 use crate::fetch::Flight;
 use crate::version::Version;
 
@@ -25,6 +26,10 @@ const SHARDS: usize = 64;
 /// After the origin gave no answer, how long expired metadata is served without asking again, so
 /// that readers in an outage do not each wait for a timeout.
 pub(crate) const OUTAGE_BACKOFF: Duration = Duration::from_secs(5);
+
+/// Longest time after which a record on disk is written anew when its version was confirmed again. A
+/// quarter of `stale_if_error` where that is less: no restart then shortens it by more.
+const RENEW_AFTER: Duration = Duration::from_mins(5);
 
 /// What an origin said about a key.
 #[derive(Debug, Clone)]
@@ -66,6 +71,8 @@ struct Slot {
     asked: Instant,
     retry_at: Option<Instant>,
     touched: bool,
+    /// When the record of this version on disk, if there is one, was last confirmed.
+    kept: Option<Instant>,
 }
 
 #[derive(Debug, Default)]
@@ -88,10 +95,17 @@ pub(crate) struct MetadataCache {
     per_shard: usize,
     policy: StorePolicy,
     store: u64,
+    /// Where records outlive this process.
+    blocks: Arc<dyn BlockCache>,
 }
 
 impl MetadataCache {
-    pub(crate) fn new(store: u64, policy: StorePolicy, entries: usize) -> Self {
+    pub(crate) fn new(
+        store: u64,
+        policy: StorePolicy,
+        entries: usize,
+        blocks: Arc<dyn BlockCache>,
+    ) -> Self {
         Self {
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
             hasher: RandomState::new(),
@@ -99,6 +113,7 @@ impl MetadataCache {
             per_shard: entries.div_ceil(SHARDS).max(1),
             policy,
             store,
+            blocks,
         }
     }
 
@@ -171,7 +186,11 @@ impl MetadataCache {
             },
         };
         if !overtaken && !newer {
-            shard.set(key, known.clone(), asked, self.per_shard);
+            let gone = matches!(known, Known::Absent);
+            let other = shard.set(key, known.clone(), asked, self.per_shard);
+            if other || gone {
+                self.unremember(key, other);
+            }
         }
         known
     }
@@ -183,25 +202,89 @@ impl MetadataCache {
         let overlapped = shard.last_write > since;
         shard.last_write = self.epoch.fetch_add(1, Ordering::AcqRel) + 1;
         shard.pending.remove(key);
+        let kept = shard.slots.remove(key).is_some_and(|slot| slot.kept.is_some());
+        self.unremember(key, kept);
         let known = match outcome {
             Outcome::Is(meta) if !overlapped => {
                 Known::Present(Arc::new(Version::new(self.store, key.clone(), meta)))
             }
             Outcome::Gone if !overlapped => Known::Absent,
-            _ => {
-                shard.slots.remove(key);
-                return;
-            }
+            _ => return,
         };
         shard.set(key, known, Instant::now(), self.per_shard);
+    }
+
+    /// Takes back what the disk remembers of an object. Called under the lock of its shard, so that no
+    /// record of what was known before can follow. `kept` says that there is one for certain: one that
+    /// was written just now is not found yet.
+    fn unremember(&self, key: &ObjectKey, kept: bool) {
+        let at = metadata_key(self.store, key);
+        if kept || self.blocks.on_disk(&at) {
+            self.blocks.unremember(at);
+        }
+    }
+
+    fn renew_after(&self) -> Duration {
+        match self.policy.stale_if_error / 4 {
+            Duration::ZERO => RENEW_AFTER,
+            quarter => quarter.min(RENEW_AFTER),
+        }
+    }
+
+    /// Leaves word on disk of a version whose blocks go there, unless it was left lately or something
+    /// else is known of the object by now.
+    pub(crate) fn keep(&self, object: &Version) {
+        self.write_record(&object.key, object.etag(), false);
+    }
+
+    /// The origin has confirmed a version: its record on disk, where it has one, is to say so.
+    pub(crate) fn renew(&self, key: &ObjectKey, etag: &ETag) {
+        self.write_record(key, etag, true);
+    }
+
+    fn write_record(&self, key: &ObjectKey, etag: &ETag, only_renew: bool) {
+        let mut shard = self.shard(key).lock();
+        let Some(slot) = shard.slots.get_mut(key) else { return };
+        let Known::Present(now) = &slot.known else { return };
+        if now.etag() != etag {
+            return;
+        }
+        let at = metadata_key(self.store, key);
+        let due = match slot.kept {
+            None => !only_renew,
+            Some(kept) => {
+                slot.asked.saturating_duration_since(kept) >= self.renew_after()
+                    || (!only_renew && !self.blocks.on_disk(&at))
+            }
+        };
+        if due {
+            let clock = SystemTime::now();
+            let confirmed = clock.checked_sub(slot.asked.elapsed()).unwrap_or(clock);
+            self.blocks.remember(at, &Remembered { meta: now.meta.clone(), confirmed });
+            slot.kept = Some(slot.asked);
+        }
+    }
+
+    /// Takes over what was found on disk.
+    pub(crate) fn recalled(&self, key: &ObjectKey, ticket: u64, asked: Instant, meta: ObjectMeta) {
+        let etag = meta.etag.clone();
+        self.learn(key, ticket, asked, Some(meta));
+        if let Some(slot) = self.shard(key).lock().slots.get_mut(key)
+            && matches!(&slot.known, Known::Present(v) if *v.etag() == etag)
+        {
+            slot.kept.get_or_insert(asked);
+        }
     }
 
     /// Forgets a version that the origin no longer has; anything newer stays.
     pub(crate) fn forget(&self, key: &ObjectKey, etag: &ETag) {
         let mut shard = self.shard(key).lock();
-        let held = shard.slots.get(key).map(|slot| &slot.known);
-        if matches!(held, Some(Known::Present(v)) if v.etag() == etag) {
+        let held = shard.slots.get(key).map(|slot| (&slot.known, slot.kept.is_some()));
+        if let Some((Known::Present(v), kept)) = held
+            && v.etag() == etag
+        {
             shard.slots.remove(key);
+            self.unremember(key, kept);
             // A question asked before may still be answered with the version that is gone.
             shard.pending.remove(key);
         }
@@ -243,12 +326,19 @@ impl MetadataCache {
 }
 
 impl Shard {
-    fn set(&mut self, key: &ObjectKey, known: Known, asked: Instant, limit: usize) {
-        let slot = Slot { known, asked, retry_at: None, touched: false };
+    /// True where this took the place of another version that has a record on disk.
+    fn set(&mut self, key: &ObjectKey, known: Known, asked: Instant, limit: usize) -> bool {
+        let slot = Slot { known, asked, retry_at: None, touched: false, kept: None };
         if let Some(held) = self.slots.get_mut(key) {
             let touched = held.touched;
-            *held = Slot { touched, ..slot };
-            return;
+            let same = match (&held.known, &slot.known) {
+                (Known::Present(old), Known::Present(new)) => old.etag() == new.etag(),
+                _ => false,
+            };
+            let kept = held.kept.filter(|_| same);
+            let other = held.kept.is_some() && !same;
+            *held = Slot { touched, kept, ..slot };
+            return other;
         }
         while self.slots.len() >= limit {
             let Some(oldest) = self.clock.pop_front() else { break };
@@ -270,6 +360,7 @@ impl Shard {
         }
         self.slots.insert(key.clone(), slot);
         self.clock.push_back(key.clone());
+        false
     }
 }
 
@@ -299,7 +390,12 @@ mod tests {
     }
 
     fn cache(entries: usize) -> MetadataCache {
-        MetadataCache::new(1, StorePolicy::default(), entries)
+        MetadataCache::new(
+            1,
+            StorePolicy::default(),
+            entries,
+            Arc::<crate::blocks::map::MapBlocks>::default(),
+        )
     }
 
     #[tokio::test(start_paused = true)]

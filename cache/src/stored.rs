@@ -89,8 +89,7 @@ impl Store for CachedStore {
         }
         self.shared.metrics.list_misses.inc();
         let limit = self.origin.policy.stale_if_error;
-        let spare =
-            held.filter(|held| !limit.is_zero() && held.age < ttl.saturating_add(limit));
+        let spare = held.filter(|held| !limit.is_zero() && held.age < ttl.saturating_add(limit));
         let asking = ask_page(&self.origin, &self.lists, request, epoch);
         let Some(held) = spare else { return asking.await };
         let answer = if held.backing_off {
@@ -197,7 +196,8 @@ fn ask_page(
     async move {
         let asked = Instant::now();
         let answer = timeout(STALL, origin.store.list(&request)).await.unwrap_or_else(|_| {
-            let context = format!("origin did not answer a LIST of `{}` within 60 s", request.prefix);
+            let context =
+                format!("origin did not answer a LIST of `{}` within 60 s", request.prefix);
             Err(Error::new(ErrorKind::Timeout, context))
         });
         let page = answer?;

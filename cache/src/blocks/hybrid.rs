@@ -123,6 +123,19 @@ impl HybridBlocks {
         self.disk.as_ref().filter(|disk| !disk.closed.load(Ordering::Relaxed))
     }
 
+    /// Hands a record to the disk alone, if it takes it at once.
+    fn write_record(&self, key: BlockKey, data: Bytes) -> bool {
+        let Some(disk) = self.open_disk() else { return false };
+        let block = Block::new(&key, data);
+        // Through memory, as everything in foyer, and out of it at once.
+        let entry = self.engine.memory().insert(key, block);
+        let taken = disk.writer.try_write(&entry);
+        let key = entry.key().clone();
+        drop(entry);
+        self.engine.memory().remove(&key);
+        taken
+    }
+
     /// Reads an entry from disk; what was there and could not be used is counted as bad.
     async fn read(&self, key: &BlockKey) -> Option<Block> {
         if !self.on_disk(key) {
@@ -187,18 +200,23 @@ impl BlockCache for HybridBlocks {
 
     async fn recall(&self, key: &BlockKey) -> Option<Remembered> {
         let block = self.read(key).await?;
+        // An empty one says that there is none.
         Remembered::decode(&block.data)
     }
 
     fn remember(&self, key: BlockKey, what: &Remembered) {
-        if let Some(disk) = self.open_disk() {
-            let block = Block::new(&key, what.encode());
-            // Through memory, as everything in foyer, and out of it at once.
-            let entry = self.engine.memory().insert(key, block);
-            disk.writer.try_write(&entry);
-            let key = entry.key().clone();
-            drop(entry);
-            self.engine.memory().remove(&key);
+        _ = self.write_record(key, what.encode());
+    }
+
+    fn unremember(&self, key: BlockKey) {
+        if self.open_disk().is_none() {
+            return;
+        }
+        // At once for this process. foyer keeps no word of it on disk, where the record would be found
+        // again by the next: an empty one takes its place there.
+        self.engine.storage().delete(&key);
+        if !self.write_record(key, Bytes::new()) {
+            self.metrics.dropped.with_label_values(&["record"]).inc();
         }
     }
 

@@ -1,8 +1,9 @@
 //! A block cache that is a map, for tests of what lies above it.
 //!
-//! Invariant: it forgets only when told to.
+//! Invariant: it forgets only when told to, and its disk, which has nothing, does what it is told.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -17,6 +18,10 @@ use crate::version::BlockKey;
 #[derive(Debug, Default)]
 pub(crate) struct MapBlocks {
     blocks: Mutex<HashMap<BlockKey, Bytes>>,
+    /// The disk says that it has everything, and reads never end.
+    pub(crate) disk_hangs: AtomicBool,
+    /// There is a disk tier, which takes nothing.
+    pub(crate) disk_paused: AtomicBool,
 }
 
 impl MapBlocks {
@@ -40,10 +45,13 @@ impl BlockCache for MapBlocks {
     }
 
     fn on_disk(&self, _: &BlockKey) -> bool {
-        false
+        self.disk_hangs.load(Ordering::Relaxed)
     }
 
     async fn load(&self, _: &BlockKey, _: usize) -> Option<Bytes> {
+        if self.disk_hangs.load(Ordering::Relaxed) {
+            std::future::pending::<()>().await;
+        }
         None
     }
 
@@ -53,10 +61,15 @@ impl BlockCache for MapBlocks {
     }
 
     async fn recall(&self, _: &BlockKey) -> Option<Remembered> {
+        if self.disk_hangs.load(Ordering::Relaxed) {
+            std::future::pending::<()>().await;
+        }
         None
     }
 
     fn remember(&self, _: BlockKey, _: &Remembered) {}
+
+    fn unremember(&self, _: BlockKey) {}
 
     async fn flush(&self) {}
 
@@ -71,6 +84,7 @@ impl BlockCache for MapBlocks {
     }
 
     fn disk_state(&self) -> Option<TierState> {
-        None
+        let paused = self.disk_paused.load(Ordering::Relaxed);
+        paused.then(|| TierState { up: false, reason: Some("paused".to_owned()) })
     }
 }

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
-use store::testing::{FaultyStore, MemoryStore, Operation};
-use store::{ByteRange, ETag, ObjectKey, ObjectMeta, StoreExt};
+use store::testing::{Fault, FaultyStore, MemoryStore, Operation};
+use store::{ByteRange, ETag, ErrorKind, ObjectKey, ObjectMeta, StoreExt};
 
 use super::{BlockCache, HybridBlocks};
 use crate::version::{BlockKey, Version};
@@ -269,6 +269,71 @@ async fn after_a_restart_one_head_is_all_and_none_where_immutable_or_down() {
     memory.insert("a/k", block(9, 500_000));
     let fourth = rig(&config, StorePolicy::default(), &memory).await;
     assert_eq!(fourth.full("a/k").await.unwrap(), block(9, 500_000));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_write_replaced_is_not_recalled_even_after_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = on(dir.path(), 64 << 10, 2 * MIB, 64 * MIB);
+    let memory = MemoryStore::new();
+    let policy = StorePolicy { stale_ttl: Duration::from_millis(10), ..StorePolicy::default() };
+    let (old, new) = (block(1, 200_000), block(2, 200_000));
+    let first = rig(&config, policy.clone(), &memory).await;
+    let key = |name: &str| ObjectKey::new(name).unwrap();
+    for name in ["put", "deleted", "changed", "kept"] {
+        memory.insert(name, old.clone());
+        assert_eq!(first.full(name).await.unwrap(), old);
+    }
+    first.cache.flush().await;
+    // The put may have happened or not; nobody heard of it.
+    first.origin.inject(Operation::Put, Fault::Fail(ErrorKind::Timeout));
+    first.store.put_bytes(&key("put"), new.clone()).await.unwrap_err();
+    store::Store::delete(&*first.store, &key("deleted"), None).await.unwrap();
+    memory.insert("changed", new.clone());
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    store::Store::stat(&*first.store, &key("changed")).await.unwrap();
+    first.origin.set_down(true);
+    assert!(first.full("put").await.unwrap_err().kind().is_outage(), "not the old bytes");
+    assert_eq!(first.full("kept").await.unwrap(), old);
+    first.cache.close().await;
+    drop(first);
+
+    let second = rig(&config, policy, &memory).await;
+    second.origin.set_down(true);
+    for name in ["put", "deleted", "changed"] {
+        assert!(second.full(name).await.unwrap_err().kind().is_outage(), "{name}");
+    }
+    assert_eq!(second.full("kept").await.unwrap(), old);
+    // A word that a record is gone does not keep the next from being written.
+    second.origin.set_down(false);
+    assert_eq!(second.full("changed").await.unwrap(), new);
+    second.cache.flush().await;
+    let at = super::metadata_key(twox_hash::XxHash3_64::oneshot(b"memory://test"), &key("changed"));
+    assert!(second.cache.shared().blocks.recall(&at).await.is_some());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_head_that_confirms_a_version_is_remembered_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = on(dir.path(), 64 << 10, 2 * MIB, 64 * MIB);
+    let policy = StorePolicy {
+        stale_ttl: Duration::from_millis(10),
+        stale_if_error: Duration::from_millis(400),
+        ..StorePolicy::default()
+    };
+    let rig = rig(&config, policy, &MemoryStore::new()).await;
+    rig.memory.insert("k", block(1, 200_000));
+    rig.full("k").await.unwrap();
+    rig.cache.flush().await;
+    let key = ObjectKey::new("k").unwrap();
+    let at = super::metadata_key(twox_hash::XxHash3_64::oneshot(b"memory://test"), &key);
+    let blocks = &rig.cache.shared().blocks;
+    let first = blocks.recall(&at).await.unwrap().confirmed;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    store::Store::stat(&*rig.store, &key).await.unwrap();
+    rig.cache.flush().await;
+    let second = blocks.recall(&at).await.unwrap().confirmed;
+    assert!(second.duration_since(first).unwrap() >= Duration::from_millis(100));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -14,6 +14,7 @@ use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::{Instant, timeout};
 
+use super::METADATA_INDEX;
 use super::codec::Block;
 use crate::Metrics;
 use crate::version::BlockKey;
@@ -25,6 +26,10 @@ pub(crate) const PAGE_BYTES: u64 = 4096;
 
 /// Bytes that foyer puts before each entry.
 const ENTRY_HEADER_BYTES: u64 = 36;
+
+/// Pages of records that may wait to be written, besides blocks: 4 MiB. They are never waited for, and
+/// what says that a record holds no longer must not be lost because blocks fill the queue.
+const RECORD_PAGES: usize = 1024;
 
 /// How long a flush may take before the disk counts as stuck.
 const FLUSH_LIMIT: Duration = Duration::from_mins(1);
@@ -54,13 +59,14 @@ enum Job {
 #[derive(Debug, Default)]
 struct Health {
     lost_in_a_row: AtomicU32,
-    paused: Mutex<Option<(Option<Instant>, String)>>,
+    paused: Mutex<Option<(Instant, String)>>,
 }
 
 #[derive(Debug)]
 pub(crate) struct Writer {
     jobs: mpsc::UnboundedSender<Job>,
     room: Arc<Semaphore>,
+    record_room: Arc<Semaphore>,
     queue_pages: u32,
     entry_limit: u64,
     health: Arc<Health>,
@@ -121,6 +127,7 @@ impl Writer {
         Self {
             jobs,
             room: Arc::new(Semaphore::new(queue_pages as usize)),
+            record_room: Arc::new(Semaphore::new(RECORD_PAGES)),
             queue_pages,
             entry_limit,
             health,
@@ -156,13 +163,14 @@ impl Writer {
         }
     }
 
-    /// Hands an entry over if there is room at once.
-    pub(crate) fn try_write(&self, entry: &HybridCacheEntry<BlockKey, Block>) {
+    /// Hands a record over if there is room at once, and says whether there was.
+    pub(crate) fn try_write(&self, entry: &HybridCacheEntry<BlockKey, Block>) -> bool {
         if self.health.paused().is_some() {
-            return;
+            return false;
         }
-        if let Ok(room) = Arc::clone(&self.room).try_acquire_many_owned(pages(entry)) {
-            _ = self.jobs.send(Job::Write(Entry::new(entry, room)));
+        match Arc::clone(&self.record_room).try_acquire_many_owned(pages(entry)) {
+            Ok(room) => self.jobs.send(Job::Write(Entry::new(entry, room))).is_ok(),
+            Err(_) => false,
         }
     }
 
@@ -189,7 +197,7 @@ impl Health {
     fn paused(&self) -> Option<String> {
         let mut paused = self.paused.lock();
         match &*paused {
-            Some((Some(until), _)) if Instant::now() >= *until => {
+            Some((until, _)) if Instant::now() >= *until => {
                 *paused = None;
                 None
             }
@@ -198,7 +206,7 @@ impl Health {
         }
     }
 
-    fn pause(&self, until: Option<Instant>, why: &str) {
+    fn pause(&self, until: Instant, why: &str) {
         let mut paused = self.paused.lock();
         if paused.is_none() {
             tracing::warn!(reason = why, "the disk tier of the cache takes no blocks");
@@ -260,14 +268,17 @@ impl Pump {
         }
         (entry.enqueue)(&self.engine);
         batch.pages += entry.pages;
-        batch.bytes += entry.bytes;
-        batch.keys.push(entry.key);
+        // Records are hints, and one may have been taken back by now: only blocks are looked for.
+        if entry.key.index != METADATA_INDEX {
+            batch.bytes += entry.bytes;
+            batch.keys.push(entry.key);
+        }
         batch.permits.push((permit, entry.room));
     }
 
     /// Waits for the flush of a batch and looks for its entries, in a task of its own.
     fn verify(&self, batch: Batch) {
-        if batch.keys.is_empty() {
+        if batch.permits.is_empty() {
             return;
         }
         let engine = self.engine.clone();
@@ -276,12 +287,16 @@ impl Pump {
             // All of it moves in here: the permits must outlive the flush.
             let batch = batch;
             if timeout(FLUSH_LIMIT, engine.storage().wait()).await.is_err() {
-                health.pause(None, "a flush to the cache directory did not end within 60 s");
+                let until = Instant::now() + PAUSE;
+                health.pause(until, "a flush to the cache directory did not end within 60 s");
                 let lost = batch.keys.len() as u64;
                 metrics.dropped.with_label_values(&["stuck_disk"]).inc_by(lost);
                 return;
             }
             let all = batch.keys.len();
+            if all == 0 {
+                return;
+            }
             let lost = batch.keys.iter().filter(|k| !engine.storage().may_contains(*k)).count();
             if lost == 0 {
                 metrics.disk_filled.inc_by(batch.bytes);
@@ -294,7 +309,7 @@ impl Pump {
                 && health.lost_in_a_row.fetch_add(1, Ordering::Relaxed) + 1 >= LOST_FLUSHES
             {
                 let why = "writes to the cache directory fail: is it full or read-only?";
-                health.pause(Some(Instant::now() + PAUSE), why);
+                health.pause(Instant::now() + PAUSE, why);
             }
         });
     }

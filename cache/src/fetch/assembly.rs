@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
@@ -15,7 +15,6 @@ use tokio::time::timeout;
 use super::flight::Landing;
 use super::gate::{Permit, Urgency};
 use super::{Fetcher, Origin};
-use crate::blocks::{Remembered, metadata_key};
 use crate::prefetch::Charge;
 use crate::span::block_range;
 use crate::version::{BlockKey, Version};
@@ -68,22 +67,11 @@ impl Run {
         let patience = if hurried { self.fetcher.fill_patience() } else { FILL_PATIENCE };
         let spill = blocks.insert(key.clone(), data.clone(), patience);
         if spill.is_some() {
-            self.remember(index);
+            self.origin.meta.keep(&self.object);
         }
         self.fetcher.land(&key, landing, Ok(data));
         if let Some(spill) = spill {
             spill.await;
-        }
-    }
-
-    /// Leaves word on disk of what these blocks belong to.
-    fn remember(&self, index: u32) {
-        let blocks = self.fetcher.blocks();
-        let at = metadata_key(self.origin.id, &self.object.key);
-        // The first block always does, so that a new version takes the place of the old one.
-        if index == 0 || !blocks.on_disk(&at) {
-            let meta = self.object.meta.clone();
-            blocks.remember(at, &Remembered { meta, confirmed: SystemTime::now() });
         }
     }
 

@@ -13,7 +13,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use store::{ByteRange, Error, ErrorKind, GetOptions, GetResult, ObjectKey, ReaderId, Store};
-use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout};
 
 use super::assembly::{Fetched, Run, STALL};
@@ -30,6 +29,10 @@ use crate::{CacheConfig, StorePolicy};
 /// Reads of the disk tier at once: what keeps an NVMe busy; each holds two copies of a block.
 const DISK_READS: usize = 16;
 
+/// How long a read of the disk tier may take before the origin is asked instead: much longer than any
+/// healthy disk, shorter than what readers bear.
+pub(crate) const DISK_READ_LIMIT: Duration = Duration::from_secs(2);
+
 /// How often a body that was cut, short, long or stuck is asked for again, from where it broke off,
 /// before its readers get an error. Every block that arrives starts the count anew.
 const RETRIES: u32 = 1;
@@ -44,6 +47,8 @@ pub(crate) struct Origin {
     pub(crate) id: u64,
     pub(crate) name: String,
     pub(crate) store: Arc<dyn Store>,
+    /// Requests to it at once: one origin that hangs takes none from the others.
+    pub(crate) gate: Arc<Gate>,
     pub(crate) meta: MetadataCache,
     pub(crate) policy: StorePolicy,
 }
@@ -79,6 +84,8 @@ pub(crate) struct Probe {
 struct InFlight {
     flight: Flight<Fetched>,
     urgency: Urgency,
+    /// Where its run waits for its turn.
+    gate: Arc<Gate>,
     from_disk: bool,
 }
 
@@ -86,8 +93,7 @@ struct InFlight {
 pub(crate) struct Fetcher {
     blocks: Arc<dyn BlockCache>,
     flights: Mutex<HashMap<BlockKey, InFlight>>,
-    gate: Arc<Gate>,
-    disk_reads: Semaphore,
+    disk_reads: Arc<Gate>,
     ahead: Ahead,
     metrics: Metrics,
     block_bytes: u64,
@@ -104,8 +110,7 @@ impl Fetcher {
         Arc::new(Self {
             blocks,
             flights: Mutex::default(),
-            gate: Gate::new(config.max_parallel_fetch),
-            disk_reads: Semaphore::new(DISK_READS),
+            disk_reads: Gate::new(DISK_READS),
             ahead: Ahead::new(config, metrics.clone()),
             metrics,
             block_bytes: config.block_bytes,
@@ -158,14 +163,19 @@ impl Fetcher {
         let mut out = Vec::with_capacity(want.blocks.len());
         let mut runs: Vec<Run> = Vec::new();
         let mut open_bytes = 0;
-        let mut promoted = false;
+        // A flight may be one of another store that has the same identity.
+        let mut promoted: Vec<Arc<Gate>> = Vec::new();
         {
             let mut flights = self.flights.lock();
             for index in want.blocks.clone() {
                 let key = BlockKey::new(want.object, index);
                 if let Some(found) = flights.get(&key) {
                     if demand {
-                        promoted |= found.urgency.demand();
+                        if found.urgency.demand()
+                            && !promoted.iter().any(|gate| Arc::ptr_eq(gate, &found.gate))
+                        {
+                            promoted.push(Arc::clone(&found.gate));
+                        }
                         self.metrics.joins.inc();
                         self.count(found.from_disk);
                         self.ahead.used(&key);
@@ -217,14 +227,18 @@ impl Fetcher {
                 let urgency = run.urgency.clone();
                 open_bytes = if from_disk { 0 } else { open_bytes + len };
                 out.push(Wanted::Flight(flight.clone()));
-                flights.insert(key, InFlight { flight, urgency, from_disk });
+                let gate = Arc::clone(&want.origin.gate);
+                flights.insert(key, InFlight { flight, urgency, gate, from_disk });
             }
         }
         for run in runs {
             tokio::spawn(bring(run));
         }
-        if promoted {
-            self.gate.grant();
+        if !promoted.is_empty() {
+            self.disk_reads.grant();
+        }
+        for gate in promoted {
+            gate.grant();
         }
         out
     }
@@ -248,7 +262,7 @@ impl Fetcher {
         ticket: u64,
     ) -> Answer {
         let urgency = Urgency::new(Priority::Demand);
-        let permit = self.gate.enter(&urgency).await;
+        let permit = origin.gate.enter(&urgency).await;
         let asked = Instant::now();
         let got = match self.get(origin, key, probe.range.clone(), None).await {
             Ok(got) => got,
@@ -276,7 +290,8 @@ impl Fetcher {
                 }
                 let (landing, flight) = Flight::take_off();
                 let urgency = urgency.clone();
-                flights.insert(key, InFlight { flight, urgency, from_disk: false });
+                let gate = Arc::clone(&origin.gate);
+                flights.insert(key, InFlight { flight, urgency, gate, from_disk: false });
                 blocks.push_back((index, Some(landing)));
             }
         }
@@ -331,7 +346,7 @@ async fn bring(mut run: Run) {
     let fetcher = Arc::clone(&run.fetcher);
     let (permit, mut opened) = match run.opened.take() {
         Some((permit, body)) => (permit, Some(body)),
-        None => (fetcher.gate.enter(&run.urgency).await, None),
+        None => (run.origin.gate.enter(&run.urgency).await, None),
     };
     fetcher.metrics.fetching.inc();
     let mut tries = 0;
@@ -369,8 +384,12 @@ async fn from_disk(run: &mut Run) {
     }
     let held = block_range(index, fetcher.block_bytes, run.object.meta.size);
     let data = {
-        let _permit = fetcher.disk_reads.acquire().await;
-        fetcher.blocks.load(&key, (held.end - held.start) as usize).await
+        let _permit = fetcher.disk_reads.enter(&run.urgency).await;
+        let load = fetcher.blocks.load(&key, (held.end - held.start) as usize);
+        timeout(DISK_READ_LIMIT, load).await.unwrap_or_else(|_| {
+            tracing::debug!(key = %run.object.key, "the disk did not give a block within 2 s");
+            None
+        })
     };
     if let Some(data) = data
         && let Some((_, Some(landing))) = run.blocks.pop_front()

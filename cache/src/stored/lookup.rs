@@ -12,7 +12,7 @@ use store::{ETag, Error, ErrorKind, ObjectKey, ObjectMeta, Result};
 use tokio::time::{Instant, timeout};
 
 use super::{CachedStore, not_found};
-use crate::fetch::{Flight, Origin, Probe, STALL};
+use crate::fetch::{DISK_READ_LIMIT, Flight, Origin, Probe, STALL};
 use crate::metadata::{Answer, Known, Peek};
 use crate::version::{BlockKey, Version};
 use crate::{Metrics, blocks};
@@ -172,14 +172,16 @@ impl CachedStore {
             return false;
         }
         let ticket = self.origin.meta.ticket();
-        let Some(kept) = self.shared.blocks.recall(&at).await else { return false };
+        // A disk that hangs is no reason not to ask.
+        let recalled = timeout(DISK_READ_LIMIT, self.shared.blocks.recall(&at)).await;
+        let Ok(Some(kept)) = recalled else { return false };
         let age = SystemTime::now().duration_since(kept.confirmed).unwrap_or_default();
         // Whatever wrote since then, this process does not know of it: it is expired from the start.
         let age = age.max(self.origin.policy.stale_ttl);
         let immutable = self.origin.policy.immutable.holds(key.as_str());
         let now = Instant::now();
         let Some(asked) = now.checked_sub(age).or(immutable.then_some(now)) else { return false };
-        self.origin.meta.learn(key, ticket, asked, Some(kept.meta));
+        self.origin.meta.recalled(key, ticket, asked, kept.meta);
         true
     }
 
@@ -211,7 +213,9 @@ async fn head(origin: &Origin, key: &ObjectKey, ticket: u64, metrics: &Metrics) 
     let (result, answer) = match answer {
         Ok(meta) => {
             let same = matches!(&before, Some(Known::Present(v)) if *v.etag() == meta.etag);
+            let etag = meta.etag.clone();
             let known = origin.meta.learn(key, ticket, asked, Some(meta));
+            origin.meta.renew(key, &etag);
             (if same { "same" } else { "changed" }, Ok(known))
         }
         Err(error) if error.kind() == ErrorKind::NotFound => {

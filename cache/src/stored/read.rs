@@ -255,11 +255,19 @@ impl Reading {
             if count == 0 || self.queue.len() as u32 + count > self.chunk * WINDOW_FETCHES {
                 return;
             }
+            // At most half of what is left, so that bodies that stand still leave something to those
+            // that come. Less than a whole GET is asked for only where the reader would wait.
+            let left = self.shared.window.available_permits() / 2 / units as usize;
+            let share = count.min(u32::try_from(left).unwrap_or(u32::MAX));
+            if share < count && !self.queue.is_empty() {
+                return;
+            }
             let window = Arc::clone(&self.shared.window)
-                .try_acquire_many_owned(units.saturating_mul(count))
-                .ok();
+                .try_acquire_many_owned(units.saturating_mul(share))
+                .ok()
+                .filter(|_| share > 0);
             let count = match &window {
-                Some(_) => count,
+                Some(_) => share,
                 None if self.queue.is_empty() => 1,
                 None => return,
             };

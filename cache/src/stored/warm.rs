@@ -91,7 +91,8 @@ impl CachedStore {
             let end = start.saturating_add(step).min(count);
             // Runs of blocks that the tier lacks; what it has is not even read.
             let missing: Vec<u32> = keys(object, start..end)
-                .filter(|key| if disk { !blocks.on_disk(key) } else { !blocks.in_memory(key) })
+                // What a disk that takes nothing still has is not fetched either.
+                .filter(|key| !blocks.on_disk(key) && (disk || !blocks.in_memory(key)))
                 .map(|key| key.index)
                 .collect();
             start = end;
@@ -135,7 +136,8 @@ impl CachedStore {
         let block_bytes = self.shared.config.block_bytes;
         let size = object.meta.size;
         let blocks = &self.shared.blocks;
-        let disk = blocks.disk_state().is_some_and(|s| s.up);
+        // A disk tier that takes nothing now is still the one that was meant to keep them.
+        let disk = blocks.disk_state().is_some();
         let mut held = 0;
         for key in keys(object, 0..block_count(block_bytes, size).unwrap_or(0)) {
             let here = match (kept, disk) {

@@ -150,3 +150,25 @@ async fn errors_are_not_remembered() {
     rig.origin.set_down(false);
     assert_eq!(rig.full("k").await.unwrap(), content(1, 3000));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_disk_that_hangs_is_a_miss() {
+    let (rig, blocks) = rig_over_map();
+    blocks.disk_hangs.store(true, std::sync::atomic::Ordering::Relaxed);
+    rig.memory.insert("k", content(1, SIZE));
+    let since = tokio::time::Instant::now();
+    rig.store.stat(&key("k")).await.unwrap();
+    assert!(since.elapsed() < Duration::from_secs(3), "{:?}", since.elapsed());
+    let got = tokio::time::timeout(Duration::from_secs(10), rig.full("k")).await.unwrap();
+    assert_eq!(got.unwrap(), content(1, SIZE));
+}
+
+#[tokio::test]
+async fn memory_is_no_substitute_for_a_disk_that_takes_nothing() {
+    let (rig, blocks) = rig_over_map();
+    blocks.disk_paused.store(true, std::sync::atomic::Ordering::Relaxed);
+    rig.memory.insert("k", content(1, SIZE));
+    let warmed = rig.store.warm(&key("k"), None).await.unwrap();
+    assert_eq!((warmed.fetched_bytes, warmed.resident_bytes), (SIZE as u64, 0));
+    assert!(warmed.reason_if_not.unwrap().contains("paused"));
+}

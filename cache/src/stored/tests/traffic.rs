@@ -146,3 +146,35 @@ async fn demand_does_not_wait_for_prefetches() {
     assert!(started.elapsed() < Duration::from_millis(500), "{:?}", started.elapsed());
     warm.abort();
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_origin_that_hangs_takes_no_turns_from_another() {
+    let rig = rig().await;
+    let other = MemoryStore::new();
+    other.insert("k", content(9, 3000));
+    let policy = StorePolicy::default();
+    let store = rig.cache.attach("other", "memory://other", Arc::new(other), policy);
+    for n in 0..8 {
+        let name = format!("h{n}");
+        rig.memory.insert(&name, content(n, 3000));
+        rig.origin.inject(Operation::Get, Fault::Hang);
+        let store = rig.store.clone();
+        tokio::spawn(async move { read(&store, &name, GetOptions::default()).await });
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let since = tokio::time::Instant::now();
+    assert_eq!(read(&store, "k", GetOptions::default()).await.unwrap(), content(9, 3000));
+    assert!(since.elapsed() < Duration::from_secs(1));
+}
+
+#[tokio::test]
+async fn bodies_that_stand_still_leave_room_for_whole_requests_of_others() {
+    let config = CacheConfig { body_window_bytes: BLOCK, ..small() };
+    let rig = rig_with(config, StorePolicy::default()).await;
+    rig.memory.insert("a", content(1, 100_000));
+    rig.store.head(&key("a")).await.unwrap();
+    rig.calls();
+    assert_eq!(rig.full("a").await.unwrap(), content(1, 100_000));
+    let gets = rig.calls();
+    assert!(gets < 50, "{gets} GETs for 100 blocks, merged up to four");
+}
