@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures::FutureExt;
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
 
@@ -20,6 +21,8 @@ pub(crate) struct MapBlocks {
     blocks: Mutex<HashMap<BlockKey, Bytes>>,
     /// The disk says that it has everything, and reads never end.
     pub(crate) disk_hangs: AtomicBool,
+    /// Blocks wait for the disk until patience ends.
+    pub(crate) disk_slow: AtomicBool,
     /// There is a disk tier, which takes nothing.
     pub(crate) disk_paused: AtomicBool,
 }
@@ -55,9 +58,15 @@ impl BlockCache for MapBlocks {
         None
     }
 
-    fn insert(&self, key: BlockKey, data: Bytes, _: Duration) -> Option<BoxFuture<'static, ()>> {
+    fn insert(
+        &self,
+        key: BlockKey,
+        data: Bytes,
+        patience: Duration,
+    ) -> Option<BoxFuture<'static, ()>> {
         self.blocks.lock().insert(key, data);
-        None
+        let slow = self.disk_slow.load(Ordering::Relaxed);
+        slow.then(|| tokio::time::sleep(patience).boxed())
     }
 
     async fn recall(&self, _: &BlockKey) -> Option<Remembered> {

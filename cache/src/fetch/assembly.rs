@@ -9,8 +9,9 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
+use futures::future::BoxFuture;
 use store::{ByteStream, Error, ErrorKind};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::flight::Landing;
 use super::gate::{Permit, Urgency};
@@ -25,6 +26,9 @@ pub(crate) const STALL: Duration = Duration::from_mins(1);
 
 /// How long a fetch that no reader waits for waits for the disk.
 pub(crate) const FILL_PATIENCE: Duration = Duration::from_mins(1);
+
+/// How often a fetch that waits for the disk looks whether a reader has come.
+const READER_LOOK: Duration = Duration::from_millis(100);
 
 /// What a fetch of one block ends in.
 pub(crate) type Fetched = Result<Bytes, Error>;
@@ -41,6 +45,8 @@ pub(crate) struct Run {
     pub(crate) opened: Option<(Permit, ByteStream)>,
     /// What of it counts as fetched ahead; held for the budget.
     pub(crate) charges: Vec<Charge>,
+    /// How long the disk was waited for while a reader waited.
+    pub(crate) waited: Duration,
 }
 
 impl Run {
@@ -64,14 +70,40 @@ impl Run {
         let key = BlockKey::new(&self.object, index);
         let blocks = self.fetcher.blocks();
         let hurried = self.urgency.is_demand();
-        let patience = if hurried { self.fetcher.fill_patience() } else { FILL_PATIENCE };
+        let patience = if hurried { self.patience() } else { FILL_PATIENCE };
         let spill = blocks.insert(key.clone(), data.clone(), patience);
         if spill.is_some() {
             self.origin.meta.keep(&self.object);
         }
         self.fetcher.land(&key, landing, Ok(data));
         if let Some(spill) = spill {
+            self.wait_for_disk(spill, hurried).await;
+        }
+    }
+
+    /// What is left of the time that a reader of this run may be kept waiting for the disk.
+    fn patience(&self) -> Duration {
+        self.fetcher.fill_patience().saturating_sub(self.waited)
+    }
+
+    /// `hurried` says that the spill itself ends in time for a reader.
+    async fn wait_for_disk(&mut self, mut spill: BoxFuture<'static, ()>, hurried: bool) {
+        let mut since = Instant::now();
+        if hurried {
             spill.await;
+        } else {
+            while timeout(READER_LOOK, &mut spill).await.is_err() {
+                if self.urgency.is_demand() {
+                    since = Instant::now();
+                    if timeout(self.patience(), spill).await.is_err() {
+                        self.fetcher.metrics().dropped.with_label_values(&["slow_disk"]).inc();
+                    }
+                    break;
+                }
+            }
+        }
+        if self.urgency.is_demand() {
+            self.waited += since.elapsed();
         }
     }
 

@@ -218,6 +218,7 @@ impl Fetcher {
                         urgency: Urgency::new(want.priority),
                         opened: None,
                         charges: Vec::new(),
+                        waited: Duration::ZERO,
                     });
                     open_bytes = 0;
                 }
@@ -303,6 +304,7 @@ impl Fetcher {
             urgency,
             opened: Some((permit, got.body)),
             charges: Vec::new(),
+            waited: Duration::ZERO,
         }));
         Ok(known)
     }

@@ -172,3 +172,22 @@ async fn memory_is_no_substitute_for_a_disk_that_takes_nothing() {
     assert_eq!((warmed.fetched_bytes, warmed.resident_bytes), (SIZE as u64, 0));
     assert!(warmed.reason_if_not.unwrap().contains("paused"));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_disk_is_waited_for_once_in_a_fetch_that_a_reader_waits_for() {
+    for warming in [false, true] {
+        let (rig, blocks) = rig_over_map();
+        blocks.disk_slow.store(true, std::sync::atomic::Ordering::Relaxed);
+        rig.memory.insert("k", content(1, 4000));
+        rig.store.head(&key("k")).await.unwrap();
+        if warming {
+            let store = rig.store.clone();
+            tokio::spawn(async move { store.warm(&key("k"), None).await });
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        let since = tokio::time::Instant::now();
+        assert_eq!(rig.full("k").await.unwrap(), content(1, 4000));
+        // Five seconds of `fill_patience`, whether for one block or for all.
+        assert!(since.elapsed() < Duration::from_secs(6), "{warming}: {:?}", since.elapsed());
+    }
+}
