@@ -75,7 +75,10 @@ def settle(path):
 class Child:
     """A process of ours, ended with the bench."""
 
+    running = []
+
     def __init__(self, arguments, log, **more):
+        Child.running.append(self)
         self.log = log
         self.process = subprocess.Popen(
             arguments, stdout=more.pop("stdout", open(log, "ab")), stderr=open(log, "ab"), **more
@@ -93,8 +96,11 @@ class Child:
         return {k: int(status[k].split()[0]) * 1024 for k in ("VmRSS", "VmHWM")}
 
     def end(self):
+        if self.process.stdin and not self.process.stdin.closed:
+            self.process.stdin.close()
         if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
+            if not self.process.stdin:
+                self.process.send_signal(signal.SIGTERM)
             try:
                 self.process.wait(30)
             except subprocess.TimeoutExpired:
@@ -156,7 +162,6 @@ class Origin:
         )
 
     def end(self):
-        self.child.process.stdin.close()
         self.child.end()
 
 
@@ -480,15 +485,15 @@ class Figures:
         folders, each = 100, 1000
         origin.s3.put_object(Bucket=origin.bucket, Key="tree/d000/f0000", Body=b"x")
         # The files are made where the server keeps them: 100,000 PUTs would say nothing more.
-        found = subprocess.run(
-            ["find", tempfile.gettempdir(), "-path", f"*/{origin.bucket}/tree/d000/f0000"],
-            capture_output=True, text=True,
-        ).stdout.split()
-        tree = Path(found[0]).parents[1]
+        found = Path(tempfile.gettempdir()).glob(f"testkit-*/*/{origin.bucket}/tree/d000/f0000")
+        tree = max(found, key=lambda path: path.stat().st_mtime).parents[1]
         for folder in range(folders):
             (tree / f"d{folder:03}").mkdir(exist_ok=True)
             for number in range(each):
-                (tree / f"d{folder:03}" / f"f{number:04}").write_bytes(b"x")
+                file = tree / f"d{folder:03}" / f"f{number:04}"
+                file.write_bytes(b"x")
+                # What the server itself keeps with a file that it wrote.
+                os.setxattr(file, "user.etag", b"9dd4e461268c8034f5c8564e155c67a6")
 
         def pages(**request):
             token, keys = None, 0
@@ -565,6 +570,8 @@ def main():
         for name in chosen.figures or names:
             getattr(figures, name)()
     finally:
+        for child in reversed(Child.running):
+            child.end()
         if chosen.json:
             chosen.json.write_text(json.dumps({"rows": figures.rows, "memory": figures.memory}, indent=1))
         shutil.rmtree(work, ignore_errors=True)
