@@ -132,7 +132,7 @@ fn decode(pieces: &[&[u8]]) -> Decoded {
             assert!(steps <= 4 * piece.len() + 16, "the decoder does not advance");
             match event {
                 Event::Chunk { size, .. } => {
-                    (last, announced) = (size, announced + u128::from(size))
+                    (last, announced) = (size, announced + u128::from(size));
                 }
                 Event::Data(bytes) => {
                     assert!(!bytes.is_empty());
