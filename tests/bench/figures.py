@@ -86,8 +86,7 @@ class Child:
         self.pid = self.process.pid
 
     def cpu_seconds(self):
-        fields = Path(f"/proc/{self.pid}/stat").read_text().rsplit(")", 1)[1].split()
-        return (int(fields[11]) + int(fields[12])) / TICK
+        return cpu_of(self.pid)
 
     def memory(self):
         status = dict(
