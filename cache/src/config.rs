@@ -77,16 +77,72 @@ pub struct DiskConfig {
     /// Fraction of the capacity at which eviction begins. Eviction is continuous and takes the
     /// oldest fill first, so it also ends here.
     pub high_water: f64,
-    /// Accepted for configurations that have it. Evicting below the high water would only throw
-    /// away what eviction at the high water keeps.
+    /// Fraction of the capacity at which an eviction of files ends. Blocks are evicted group by group
+    /// at the high water.
     pub low_water: f64,
+    /// Bytes of the file system that stay free, whatever `capacity_bytes` allows.
+    pub min_free_bytes: u64,
+    /// The largest fraction of the capacity that blocks may take; files get what blocks do not use.
+    pub block_share: f64,
+    /// Whole objects as plain files.
+    pub files: FilesConfig,
 }
 
 impl DiskConfig {
-    /// A tier in a directory, with water marks of 0.90 and 0.80.
+    /// A tier in a directory, with water marks of 0.90 and 0.80, 1 GiB of the file system left free, at
+    /// most a quarter for blocks, and files.
     pub fn new(path: impl Into<PathBuf>, capacity_bytes: u64) -> Self {
-        Self { path: path.into(), capacity_bytes, high_water: 0.90, low_water: 0.80 }
+        Self {
+            path: path.into(),
+            capacity_bytes,
+            high_water: 0.90,
+            low_water: 0.80,
+            // What a node needs to go on working: logs, image pulls.
+            min_free_bytes: 1 << 30,
+            // Footers, headers and random reads are a small part of what training reads.
+            block_share: 0.25,
+            files: FilesConfig::default(),
+        }
     }
+}
+
+/// Which objects are kept as plain files, at their true offsets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FilesConfig {
+    /// False keeps everything in blocks.
+    pub enabled: bool,
+    /// Objects below this stay blocks: a file of their own gains them nothing.
+    pub min_object_bytes: u64,
+    /// An object that was not read from its start on becomes a file once a reader has read this many
+    /// bytes of it in sequence.
+    pub sequential_bytes: u64,
+    /// Bytes a second that the scrubber reads to verify what lies there; 0 turns it off.
+    pub scrub_bytes_per_second: u64,
+}
+
+impl Default for FilesConfig {
+    /// Objects of 64 KiB and more, after 8 MiB in sequence, verified at 16 MiB a second.
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            min_object_bytes: 64 << 10,
+            sequential_bytes: 8 * MIB,
+            // A terabyte in 18 hours, at a hundredth of what an NVMe gives.
+            scrub_bytes_per_second: 16 * MIB,
+        }
+    }
+}
+
+/// Whether what is resident makes room for what is new.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Retention {
+    /// Decided from the accesses, for each data set.
+    #[default]
+    Auto,
+    /// What is resident stays; new objects are admitted into free space only.
+    Keep,
+    /// New objects displace those that are worth less.
+    Evict,
 }
 
 /// Which objects never change once written.
@@ -124,6 +180,8 @@ pub struct StorePolicy {
     pub immutable: Immutable,
     /// How long an object that was not there is taken not to be there.
     pub negative_ttl: Duration,
+    /// Whether this store's objects make room for new ones.
+    pub retention: Retention,
 }
 
 impl Default for StorePolicy {
@@ -134,6 +192,7 @@ impl Default for StorePolicy {
             stale_if_error: Duration::from_hours(1),
             immutable: Immutable::No,
             negative_ttl: Duration::from_secs(5),
+            retention: Retention::Auto,
         }
     }
 }

@@ -19,7 +19,7 @@ mod stored;
 mod version;
 
 pub use cache::{Cache, OpenError};
-pub use config::{CacheConfig, DiskConfig, Immutable, StorePolicy};
+pub use config::{CacheConfig, DiskConfig, FilesConfig, Immutable, Retention, StorePolicy};
 pub use metrics::Metrics;
 pub use stats::{FetchStats, PrefetchStats, Stats, TierState, TierStats};
 pub use stored::{CachedStore, Warmed};

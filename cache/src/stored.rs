@@ -18,8 +18,8 @@ use async_trait::async_trait;
 use futures::StreamExt;
 use store::{
     Body, Condition, CopyOptions, ETag, Error, ErrorKind, GetOptions, GetResult, ListPage,
-    ListRequest, ObjectKey, ObjectMeta, PartEntry, PartList, PutOptions, Residency, Resident,
-    Result, Store, UploadId, UploadList, UploadListRequest, Written,
+    ListRequest, LocalCopy, NoCopy, ObjectKey, ObjectMeta, PartEntry, PartList, PutOptions,
+    Residency, Resident, Result, Store, UploadId, UploadList, UploadListRequest, Written,
 };
 use tokio::time::{Instant, timeout};
 
@@ -182,6 +182,15 @@ impl Residency for CachedStore {
     async fn residency(&self, key: &ObjectKey, etag: &ETag, size: u64) -> Resident {
         let object = self.version_of(key, etag, size);
         Resident { bytes: self.resident_bytes(&object, false).await, of: size }
+    }
+
+    async fn local_copy(
+        &self,
+        _: &ObjectKey,
+        _: &ETag,
+        _: u64,
+    ) -> std::result::Result<LocalCopy, NoCopy> {
+        Err(NoCopy::Off)
     }
 }
 

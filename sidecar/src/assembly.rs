@@ -161,7 +161,8 @@ fn policy(freshness: &Freshness) -> StorePolicy {
         negative_ttl: freshness.negative_ttl,
         immutable: if freshness.immutable {
             Immutable::All
-        } else if freshness.immutable_prefixes.is_empty() {
+        retention: cache::Retention::Auto,
+    } else if freshness.immutable_prefixes.is_empty() {
             Immutable::No
         } else {
             Immutable::Prefixes(freshness.immutable_prefixes.clone())

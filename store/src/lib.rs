@@ -7,6 +7,7 @@
 mod contract;
 mod error;
 mod ext;
+mod local_copy;
 mod meta;
 mod names;
 mod namespace;
@@ -22,6 +23,7 @@ pub use contract::{
 };
 pub use error::{Error, ErrorKind, Result};
 pub use ext::StoreExt;
+pub use local_copy::{CopyFate, CopyState, LocalCopy, NoCopy};
 pub use meta::{Attributes, ObjectMeta};
 pub use names::{BucketName, ETag, InvalidName, ObjectKey, ObjectPath};
 pub use namespace::{

@@ -10,7 +10,7 @@ use std::time::SystemTime;
 
 use async_trait::async_trait;
 
-use crate::{BucketName, ETag, InvalidName, ObjectKey, Store};
+use crate::{BucketName, ETag, InvalidName, LocalCopy, NoCopy, ObjectKey, Store};
 
 /// How much of an object is held near.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -26,6 +26,15 @@ pub struct Resident {
 pub trait Residency: fmt::Debug + Send + Sync {
     /// How much of a version is held. Costs no request to the origin.
     async fn residency(&self, key: &ObjectKey, etag: &ETag, size: u64) -> Resident;
+
+    /// The whole version as a local file, where there is one. It counts as a use of the object: one that
+    /// is opened again and again is worth completing. Costs no request to the origin.
+    async fn local_copy(
+        &self,
+        key: &ObjectKey,
+        etag: &ETag,
+        size: u64,
+    ) -> Result<LocalCopy, NoCopy>;
 }
 
 /// A bucket of the federation.

@@ -514,6 +514,15 @@ impl Residency for Half {
     async fn residency(&self, _: &ObjectKey, _: &store::ETag, size: u64) -> Resident {
         Resident { bytes: size / 2, of: size }
     }
+
+    async fn local_copy(
+        &self,
+        _: &ObjectKey,
+        _: &store::ETag,
+        _: u64,
+    ) -> std::result::Result<store::LocalCopy, store::NoCopy> {
+        Err(store::NoCopy::Incomplete)
+    }
 }
 
 #[tokio::test]
