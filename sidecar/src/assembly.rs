@@ -159,10 +159,10 @@ fn policy(freshness: &Freshness) -> StorePolicy {
         stale_ttl: freshness.stale_ttl,
         stale_if_error: freshness.stale_if_error,
         negative_ttl: freshness.negative_ttl,
+        retention: cache::Retention::Auto,
         immutable: if freshness.immutable {
             Immutable::All
-        retention: cache::Retention::Auto,
-    } else if freshness.immutable_prefixes.is_empty() {
+        } else if freshness.immutable_prefixes.is_empty() {
             Immutable::No
         } else {
             Immutable::Prefixes(freshness.immutable_prefixes.clone())
