@@ -24,6 +24,7 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use store::{ETag, ObjectKey, ObjectMeta};
 
+use crate::files::WholeFile;
 use crate::stats::{TierState, TierStats};
 use crate::version::{BlockKey, Version};
 
@@ -56,6 +57,14 @@ pub(crate) trait BlockCache: fmt::Debug + Send + Sync + 'static {
 
     /// Reads a block of exactly `len` bytes from the disk tier into memory.
     async fn load(&self, key: &BlockKey, len: usize) -> Option<Bytes>;
+
+    /// The whole version as a local file, where it lies complete as one. May open it, which is the only
+    /// I/O; costs well below a microsecond where there are no files. Counts as a use of the object.
+    fn whole(&self, object: &Arc<Version>) -> Option<Arc<WholeFile>>;
+
+    /// A read of the object's file failed, was short or gave wrong bytes: it is verified at once, in the
+    /// background, and not handed out before.
+    fn suspect(&self, object: &Arc<Version>);
 
     /// Keeps a block in memory at once. The future, where there is a disk tier, ends when that has
     /// taken the block over or, after `patience`, refused it: waiting for it is what keeps a fill from

@@ -9,6 +9,7 @@ mod blocks;
 mod cache;
 mod config;
 mod fetch;
+mod files;
 mod lists;
 mod metadata;
 mod metrics;

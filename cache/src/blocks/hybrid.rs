@@ -18,8 +18,9 @@ use super::directory::{Directory, Refused, Trouble};
 use super::picker::Occupancy;
 use super::writer::{Engine, Writer};
 use super::{BlockCache, Remembered, disk};
+use crate::files::WholeFile;
 use crate::stats::{TierState, TierStats};
-use crate::version::BlockKey;
+use crate::version::{BlockKey, Version};
 use crate::{CacheConfig, DiskConfig, Metrics};
 
 /// Bytes of blocks that wait for the disk, beside those in foyer's buffers.
@@ -184,6 +185,12 @@ impl BlockCache for HybridBlocks {
         self.engine.memory().insert_with_properties(key.clone(), block, properties);
         Some(data)
     }
+
+    fn whole(&self, _: &Arc<Version>) -> Option<Arc<WholeFile>> {
+        None
+    }
+
+    fn suspect(&self, _: &Arc<Version>) {}
 
     fn insert(
         &self,

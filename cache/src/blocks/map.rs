@@ -3,6 +3,7 @@
 //! Invariant: it forgets only when told to, and its disk, which has nothing, does what it is told.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -13,8 +14,9 @@ use futures::future::BoxFuture;
 use parking_lot::Mutex;
 
 use super::{BlockCache, Remembered};
+use crate::files::WholeFile;
 use crate::stats::{TierState, TierStats};
-use crate::version::BlockKey;
+use crate::version::{BlockKey, Version};
 
 #[derive(Debug, Default)]
 pub(crate) struct MapBlocks {
@@ -57,6 +59,12 @@ impl BlockCache for MapBlocks {
         }
         None
     }
+
+    fn whole(&self, _: &Arc<Version>) -> Option<Arc<WholeFile>> {
+        None
+    }
+
+    fn suspect(&self, _: &Arc<Version>) {}
 
     fn insert(
         &self,
