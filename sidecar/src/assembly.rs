@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use cache::{Cache, CacheConfig, CachedStore, DiskConfig, Immutable, StorePolicy};
+use cache::{Cache, CacheConfig, CachedStore, DiskConfig, Immutable, Retention, StorePolicy};
 use prometheus::Registry;
 use store::{Bucket, BucketName, Namespace};
 
@@ -80,7 +80,7 @@ impl Assembly {
                 name.as_str(),
                 opened.identity(),
                 opened.store(),
-                policy(&backend.freshness),
+                policy(&backend.freshness, backend.retention),
             );
             origins.push(Origin { settings: backend.clone(), opened, store });
         }
@@ -144,6 +144,9 @@ fn cache_config(settings: &CacheSettings) -> CacheConfig {
         disk: settings.disk.as_ref().map(|(path, capacity)| DiskConfig {
             high_water: settings.evict_high_water,
             low_water: settings.evict_low_water,
+            min_free_bytes: settings.min_free_bytes,
+            block_share: settings.block_share,
+            files: settings.files.clone(),
             ..DiskConfig::new(path, *capacity)
         }),
         block_bytes: settings.block_bytes,
@@ -154,12 +157,12 @@ fn cache_config(settings: &CacheSettings) -> CacheConfig {
     }
 }
 
-fn policy(freshness: &Freshness) -> StorePolicy {
+fn policy(freshness: &Freshness, retention: Retention) -> StorePolicy {
     StorePolicy {
         stale_ttl: freshness.stale_ttl,
         stale_if_error: freshness.stale_if_error,
         negative_ttl: freshness.negative_ttl,
-        retention: cache::Retention::Auto,
+        retention,
         immutable: if freshness.immutable {
             Immutable::All
         } else if freshness.immutable_prefixes.is_empty() {

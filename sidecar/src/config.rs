@@ -22,8 +22,8 @@ use std::path::Path;
 pub use environment::Environment;
 pub use problem::{Invalid, Problem};
 pub use settings::{
-    AccessSettings, AdminAddress, BackendSettings, CacheSettings, Freshness, KeyPair, LogFormat,
-    LogSettings, MountSettings, S3Settings, Settings,
+    AccessSettings, AdminAddress, BackendSettings, CacheSettings, Freshness, HolderSettings,
+    KeyPair, LogFormat, LogSettings, MountSettings, S3Settings, Settings,
 };
 pub use size::ByteSize;
 pub(crate) use size::about;

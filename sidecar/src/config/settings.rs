@@ -48,6 +48,9 @@ pub struct Settings {
     pub log: LogSettings,
     /// Longest time that a stopping sidecar waits for requests in flight.
     pub drain_timeout: Duration,
+    /// Where the holder's socket and the journal of the mount live; `None` leaves the choice to the
+    /// run, which knows its user and its mount point.
+    pub state_dir: Option<PathBuf>,
     /// What the file asks for and does not get; said once at start and by `check`.
     pub notes: Vec<String>,
 }
@@ -73,6 +76,37 @@ pub struct MountSettings {
     pub readahead_bytes: Option<u64>,
     /// Event loops; `None` leaves the choice to the mount.
     pub threads: Option<u32>,
+    /// True where the kernel may read cached files itself.
+    pub passthrough: bool,
+    /// Who holds the mount.
+    pub holder: HolderSettings,
+    /// How long readers wait for a worker, when there is none, before they get EIO. For a holder
+    /// that this sidecar starts.
+    pub holder_patience: Duration,
+}
+
+/// Who holds the mount.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HolderSettings {
+    /// A holder of its own where this process may mount, none where it may not.
+    Auto,
+    /// The worker itself: the mount ends with it.
+    None,
+    /// The `warpdrive mountd` that listens at this socket.
+    Socket(PathBuf),
+}
+
+impl HolderSettings {
+    /// What `auto`, `none` or an absolute path means; the error says what is wrong.
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "none" => Ok(Self::None),
+            // The kernel's limit of a socket's path, less its final NUL.
+            path if path.starts_with('/') && path.len() <= 107 => Ok(Self::Socket(path.into())),
+            other => Err(format!("`{other}` is no holder")),
+        }
+    }
 }
 
 /// What is logged and how.
@@ -100,6 +134,11 @@ const DEFAULT_MOUNT_POINT: &str = "/data";
 const DEFAULT_METRICS_ADDR: &str = ":9090";
 /// Kubernetes gives a pod 30 s; this leaves time to unmount and to close the cache.
 const DEFAULT_DRAIN: Duration = Duration::from_secs(20);
+
+/// Long enough for a restart by any supervisor, short enough that nobody takes it for a hang.
+const DEFAULT_HOLDER_PATIENCE: Duration = Duration::from_mins(1);
+/// A socket's path has at most 107 bytes, and the names in the directory have their part.
+const MAX_STATE_DIR: usize = 90;
 
 /// Checks everything that was typed. Usable only where no problems were added.
 pub(crate) fn validate(typed: Typed, context: &mut Context<'_>) -> Settings {
@@ -130,7 +169,19 @@ pub(crate) fn validate(typed: Typed, context: &mut Context<'_>) -> Settings {
         );
     }
     let drain_timeout = typed.drain_timeout.unwrap_or(DEFAULT_DRAIN);
-    Settings { mount, cache, backends, s3, admin, metrics, log, drain_timeout, notes }
+    let state_dir = typed.state_dir.map(PathBuf::from);
+    if let Some(dir) = &state_dir
+        && (!dir.is_absolute() || dir.as_os_str().len() > MAX_STATE_DIR)
+    {
+        context.problems.add(
+            "state_dir",
+            format!("`{}` is not a directory for sockets", dir.display()),
+            format!(
+                "write a whole path of at most {MAX_STATE_DIR} bytes, such as /run/warpdrive/x"
+            ),
+        );
+    }
+    Settings { mount, cache, backends, s3, admin, metrics, log, drain_timeout, state_dir, notes }
 }
 
 fn mount(
@@ -182,6 +233,26 @@ fn mount(
         u32::try_from(n).ok().filter(|_| fits)
     });
     let readahead_bytes = fuse.readahead.map(|size| size.0);
+    let passthrough = match fuse.passthrough.as_deref() {
+        None | Some("auto") => true,
+        Some("off") => false,
+        Some(other) => {
+            let what = format!("`{other}` is not a choice");
+            problems.add(at.key("passthrough"), what, "write auto or off");
+            true
+        }
+    };
+    let holder = HolderSettings::parse(fuse.holder.as_deref().unwrap_or("auto"));
+    let holder = holder.unwrap_or_else(|what| {
+        let fix = "write auto, none, or the socket of a `warpdrive mountd` with its whole path";
+        problems.add(at.key("holder"), what, fix);
+        HolderSettings::Auto
+    });
+    let holder_patience = fuse.holder_patience.unwrap_or(DEFAULT_HOLDER_PATIENCE);
+    if !(Duration::from_secs(1)..=Duration::from_hours(24)).contains(&holder_patience) {
+        let what = format!("{holder_patience:?} is out of range");
+        problems.add(at.key("holder_patience"), what, "write 1s to 24h");
+    }
     fuse.enabled.unwrap_or(true).then_some(MountSettings {
         point,
         allow_other,
@@ -192,6 +263,9 @@ fn mount(
         dir_mode,
         readahead_bytes,
         threads,
+        passthrough,
+        holder,
+        holder_patience,
     })
 }
 

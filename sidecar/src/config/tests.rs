@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use ::cache::{FilesConfig, Retention};
 use backends::{AzureCredential, GcsCredential, OriginKind, S3Credential};
 use proptest::prelude::*;
 use secrecy::ExposeSecret;
@@ -283,6 +284,57 @@ fn rclone_settings_without_effect_are_said() {
     let notes =
         parsed("backends: [{name: a, type: s3, config: {bucket: b, acl: private}}]").unwrap().notes;
     assert_eq!(notes, ["backends[0].config.acl: has no effect here"]);
+}
+
+#[test]
+fn tiers_and_retention_are_read() {
+    let settings = with(
+        "cache: {path: /c, max_size: 10GiB, min_free: 3GiB, block_share: 0.5, retention: keep, \
+         files: {enabled: false, min_size: 1MiB, sequential_after: 0, scrub_rate: 0}}",
+    )
+    .unwrap();
+    let cache = settings.cache;
+    assert_eq!((cache.min_free_bytes, cache.retention), (3 << 30, Retention::Keep));
+    assert!((cache.block_share - 0.5).abs() < 1e-9);
+    let files = FilesConfig {
+        enabled: false,
+        min_object_bytes: 1 << 20,
+        sequential_bytes: 0,
+        scrub_bytes_per_second: 0,
+    };
+    assert_eq!(cache.files, files);
+    // A backend keeps what the cache says, or its own word.
+    assert_eq!(settings.backends[0].retention, Retention::Keep);
+    let own = parsed(
+        "cache: {retention: keep}\nbackends: [{name: a, type: local, retention: evict, config: \
+         {path: /a}}]",
+    );
+    assert_eq!(own.unwrap().backends[0].retention, Retention::Evict);
+    let default = with("").unwrap();
+    assert_eq!(default.backends[0].retention, Retention::Auto);
+    assert_eq!(default.cache.files, FilesConfig::default());
+    let refused = "cache: {retention: lru, block_share: 0, memory: 1GiB, memory_limit: 1GiB, \
+                   trace: t}";
+    let mut found = places(with(refused));
+    found.sort();
+    let wanted = ["cache.block_share", "cache.memory_limit", "cache.retention", "cache.trace"];
+    assert_eq!(found, wanted);
+}
+
+#[test]
+fn holders_are_found_made_or_done_without() {
+    let mount = |text: &str| with(text).unwrap().mount.unwrap();
+    let default = mount("");
+    assert_eq!((default.holder, default.passthrough), (HolderSettings::Auto, true));
+    assert_eq!(default.holder_patience, Duration::from_mins(1));
+    let given = mount("fuse: {holder: /run/m.sock, passthrough: off, holder_patience: 5s}");
+    assert_eq!(given.holder, HolderSettings::Socket("/run/m.sock".into()));
+    assert_eq!((given.holder_patience, given.passthrough), (Duration::from_secs(5), false));
+    assert_eq!(mount("fuse: {holder: none}").holder, HolderSettings::None);
+    let wrong = "fuse: {holder: m.sock, passthrough: on, holder_patience: 0}\nstate_dir: x";
+    let mut found = places(with(wrong));
+    found.sort();
+    assert_eq!(found, ["fuse.holder", "fuse.holder_patience", "fuse.passthrough", "state_dir"]);
 }
 
 /// Each key the parser knows stands in the documentation, in backquotes, below its section's title.

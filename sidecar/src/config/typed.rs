@@ -29,6 +29,7 @@ typed!(
         control_plane: TypedControlPlane,
         allow_inline_secrets: bool,
         drain_timeout: Duration,
+        state_dir: String,
     }
 );
 
@@ -40,6 +41,9 @@ typed!(TypedFuse at "fuse" {
     dir_mode: String,
     readahead: ByteSize,
     threads: u64,
+    passthrough: String,
+    holder: String,
+    holder_patience: Duration,
 });
 
 typed!(TypedCache at "cache" {
@@ -56,6 +60,19 @@ typed!(TypedCache at "cache" {
     stale_if_error: Duration,
     evict_high_water: f64,
     evict_low_water: f64,
+    min_free: ByteSize,
+    block_share: f64,
+    files: TypedFiles,
+    retention: String,
+    trace: String,
+    memory_limit: ByteSize,
+});
+
+typed!(TypedFiles at "cache.files" {
+    enabled: bool,
+    min_size: ByteSize,
+    sequential_after: ByteSize,
+    scrub_rate: ByteSize,
 });
 
 typed!(TypedBackend at "backends[]" {
@@ -70,6 +87,7 @@ typed!(TypedBackend at "backends[]" {
     stale_ttl: Duration,
     negative_ttl: Duration,
     stale_if_error: Duration,
+    retention: String,
     timeouts: TypedTimeouts,
     retry: TypedRetry,
     breaker: TypedBreaker,
@@ -280,6 +298,7 @@ pub(crate) fn known_keys() -> Vec<(&'static str, &'static [&'static str])> {
         Typed,
         TypedFuse,
         TypedCache,
+        TypedFiles,
         TypedBackend,
         TypedTimeouts,
         TypedRetry,

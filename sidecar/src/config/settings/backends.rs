@@ -5,10 +5,11 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use ::cache::Retention;
 use backends::{OriginConfig, Policy};
 use store::BucketName;
 
-use super::cache::CacheSettings;
+use super::cache::{self, CacheSettings};
 use super::{Context, origin};
 use crate::config::problem::Problems;
 use crate::config::typed::TypedBackend;
@@ -31,6 +32,8 @@ pub struct BackendSettings {
     pub read_only: bool,
     /// What is believed without asking, and for how long.
     pub freshness: Freshness,
+    /// Whether its objects make room for new ones.
+    pub retention: Retention,
 }
 
 /// What is believed without asking the origin, and for how long.
@@ -115,6 +118,8 @@ fn one(
     let mount_path = mount_path(&path, at, &mut context.problems);
     let policy = policy(typed, at, &mut context.problems);
     let read_only = typed.read_only.unwrap_or(false);
+    let retention = typed.retention.as_deref();
+    let retention = cache::retention(retention, &at.key("retention"), &mut context.problems);
     let allow_inline = typed.allow_inline_secrets.unwrap_or(allow_inline);
     let origin = origin::validate(typed, at, allow_inline, notes, context);
     let (name, mount_path, origin) = (name?, mount_path?, origin?);
@@ -126,6 +131,7 @@ fn one(
         credential: origin.credential,
         read_only,
         freshness,
+        retention: retention.unwrap_or(cache.retention),
     })
 }
 

@@ -5,9 +5,11 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use cache::{FilesConfig, Retention};
+
 use crate::config::problem::Problems;
 use crate::config::size::ByteSize;
-use crate::config::typed::TypedCache;
+use crate::config::typed::{TypedCache, TypedFiles};
 use crate::config::yaml::At;
 
 /// Memory, disk and fetching.
@@ -35,6 +37,19 @@ pub struct CacheSettings {
     pub evict_high_water: f64,
     /// Share of the disk's capacity at which eviction ends.
     pub evict_low_water: f64,
+    /// What stays free of the file system under the disk tier.
+    pub min_free_bytes: u64,
+    /// Largest share of the capacity that blocks take.
+    pub block_share: f64,
+    /// Which objects become plain files.
+    pub files: FilesConfig,
+    /// Whether what is resident makes room, for origins that do not say it themselves.
+    pub retention: Retention,
+    /// Where accesses are recorded for `warpdrive simulate`; `None` records nothing.
+    pub trace: Option<PathBuf>,
+    /// Bound on the memory of the tier and of everything in flight together; `None` leaves it to
+    /// the cache.
+    pub memory_limit_bytes: Option<u64>,
 }
 
 /// Enough for the working set of one node's metadata, footers and read-ahead; small beside a trainer.
@@ -45,6 +60,8 @@ const DEFAULT_DISK: ByteSize = ByteSize(50_000_000_000);
 const DEFAULT_BLOCK: ByteSize = ByteSize::mib(1);
 /// Eight blocks: a request that a cloud answers at full speed of a connection.
 const DEFAULT_FETCH: ByteSize = ByteSize::mib(8);
+/// What fetches and bodies in flight need at the least beside the memory tier.
+const BESIDE_MEMORY: ByteSize = ByteSize::mib(64);
 /// Short: a missing object is often one that is about to be written.
 const DEFAULT_NEGATIVE_TTL: Duration = Duration::from_secs(5);
 
@@ -124,6 +141,33 @@ pub(crate) fn validate(
             "write a lower one, such as 0.80 below 0.90",
         );
     }
+    let disk = cache::DiskConfig::new("", 0);
+    let min_free_bytes = typed.min_free.map_or(disk.min_free_bytes, |size| size.0);
+    let block_share = typed.block_share.unwrap_or(disk.block_share);
+    if !(0.01..=1.0).contains(&block_share) {
+        let what = format!("{block_share} is not a share");
+        problems.add(at.key("block_share"), what, "write 0.01 to 1.0");
+    }
+    let retention = typed.retention.as_deref();
+    let retention = self::retention(retention, &at.key("retention"), problems);
+    let trace = typed.trace.map(PathBuf::from);
+    if let Some(trace) = trace.as_ref().filter(|trace| !trace.is_absolute()) {
+        let what = format!("`{}` is not an absolute path", trace.display());
+        problems.add(at.key("trace"), what, "write the whole path of a file, such as /tmp/trace");
+    }
+    let memory_limit_bytes = typed.memory_limit.map(|size| size.0);
+    let least = memory_bytes.saturating_add(BESIDE_MEMORY.0);
+    if memory_limit_bytes.is_some_and(|limit| limit < least) {
+        let what = format!("leaves less than {BESIDE_MEMORY} beside cache.memory");
+        let fix = format!("write {} or more, or a smaller cache.memory", ByteSize(least));
+        problems.add(at.key("memory_limit"), what, fix);
+    }
+    if memory_limit_bytes.is_some() {
+        notes.push("cache.memory_limit: has no effect yet; cache.memory bounds the tier".into());
+    }
+    if trace.is_some() {
+        notes.push("cache.trace: has no effect yet; nothing is recorded".into());
+    }
     CacheSettings {
         memory_bytes,
         disk: path.map(|path| (path, capacity)),
@@ -136,5 +180,41 @@ pub(crate) fn validate(
         stale_if_error: typed.stale_if_error.unwrap_or(Duration::from_hours(1)),
         evict_high_water: high,
         evict_low_water: low,
+        min_free_bytes,
+        block_share,
+        files: files(&typed.files.unwrap_or_default()),
+        retention: retention.unwrap_or_default(),
+        trace,
+        memory_limit_bytes,
+    }
+}
+
+/// Every size is one that a file tier can have.
+fn files(typed: &TypedFiles) -> FilesConfig {
+    let default = FilesConfig::default();
+    let bytes = |given: Option<ByteSize>, default: u64| given.map_or(default, |size| size.0);
+    FilesConfig {
+        enabled: typed.enabled.unwrap_or(default.enabled),
+        min_object_bytes: bytes(typed.min_size, default.min_object_bytes),
+        sequential_bytes: bytes(typed.sequential_after, default.sequential_bytes),
+        scrub_bytes_per_second: bytes(typed.scrub_rate, default.scrub_bytes_per_second),
+    }
+}
+
+/// What `auto`, `keep` and `evict` mean; `None` where nothing was said, or nothing usable.
+pub(super) fn retention(
+    typed: Option<&str>,
+    at: &At,
+    problems: &mut Problems,
+) -> Option<Retention> {
+    match typed? {
+        "auto" => Some(Retention::Auto),
+        "keep" => Some(Retention::Keep),
+        "evict" => Some(Retention::Evict),
+        other => {
+            let what = format!("`{other}` is not a way to keep objects");
+            problems.add(at, what, "write auto, keep or evict");
+            None
+        }
     }
 }
