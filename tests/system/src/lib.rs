@@ -3,6 +3,13 @@
 //! Invariant: a [`Sidecar`] is ready when it is handed out, and is ended, unmounted and removed when
 //! it is dropped. Nothing here knows how the program is made; it is reached as a user reaches it.
 
+mod dataset;
+pub mod load;
+pub mod processes;
+
+pub use dataset::{DataSet, Object};
+pub use processes::built;
+
 use bytes::Bytes;
 use reqwest::StatusCode;
 use rustix::process::Signal;
@@ -22,11 +29,7 @@ const END_WITHIN: Duration = Duration::from_secs(20);
 /// # Panics
 /// When it was not built.
 pub fn program() -> PathBuf {
-    let test = std::env::current_exe().expect("a running test has a path");
-    let folder = test.ancestors().nth(2).expect("tests lie in target/<profile>/deps");
-    let program = folder.join("warpdrive");
-    assert!(program.exists(), "{} is not built: cargo build --bin warpdrive", program.display());
-    program
+    built("warpdrive")
 }
 
 /// Why no mount can be made here; `None` when it can.
