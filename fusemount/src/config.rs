@@ -38,6 +38,13 @@ pub struct MountConfig {
     pub operation_timeout: Duration,
     /// True to detach a dead FUSE mount that is found at the mount point.
     pub force: bool,
+    /// The socket of a mount holder that has the mount; without one this process mounts by itself.
+    pub holder: Option<PathBuf>,
+    /// True to have the worker that the holder serves leave, and to go on in its place.
+    pub take_over: bool,
+    /// Where what the kernel knows of nodes is written, so that the next worker knows it too. Only
+    /// of use with a holder.
+    pub journal: Option<PathBuf>,
 }
 
 impl MountConfig {
@@ -62,6 +69,9 @@ impl MountConfig {
             // after which the kernel reports a hung task.
             operation_timeout: Duration::from_mins(1),
             force: false,
+            holder: None,
+            take_over: false,
+            journal: None,
         }
     }
 }

@@ -9,9 +9,11 @@ mod adapter;
 mod config;
 mod errno;
 mod fs;
+mod holder;
 mod metrics;
 mod mount;
 mod nodes;
+mod registrar;
 
 pub use config::MountConfig;
 pub use metrics::Metrics;
