@@ -53,8 +53,8 @@ const MAX_NAME_BYTES: u32 = 255;
 /// Ids are unique among living nodes, so every node is of the first generation.
 const GENERATION: Generation = Generation(0);
 
-/// The file system as fuser wants it.
-#[derive(Debug)]
+/// The file system as fuser wants it. Each event loop has a clone; they share everything.
+#[derive(Debug, Clone)]
 pub(crate) struct Adapter {
     shared: Arc<Shared>,
     runtime: Handle,
