@@ -79,6 +79,7 @@ impl Home {
             "admin": { "listen": format!("127.0.0.1:{}", testkit::free_port()) },
             "metrics": { "enabled": false },
             "drain_timeout": "5s",
+            "state_dir": folder.path().join("state"),
         });
         change(&mut config);
         let environment = Vec::new();
@@ -97,35 +98,56 @@ impl Home {
     /// # Panics
     /// When it ends or is not ready in a minute; with its log.
     pub async fn start(&self) -> Sidecar<'_> {
+        self.start_with(&[]).await
+    }
+
+    /// The same with more arguments of `run`.
+    pub async fn start_with(&self, arguments: &[&str]) -> Sidecar<'_> {
+        let mut command = self.command("run");
+        command.args(arguments);
+        let sidecar = self.start_command(command);
+        sidecar.ready().await;
+        sidecar
+    }
+
+    /// `warpdrive SUBCOMMAND -c FILE`, to be altered before it is started.
+    pub fn command(&self, subcommand: &str) -> Command {
         let path = self.folder.path().join("config.yaml");
         // JSON is YAML.
         std::fs::write(&path, self.config.to_string()).expect("the folder is ours");
         let mut command = Command::new(program());
-        command.arg("run").arg("-c").arg(&path).env("HOME", self.folder.path());
+        command.arg(subcommand).arg("-c").arg(&path).env("HOME", self.folder.path());
         command.env_remove("WARPDRIVE_CONFIG").current_dir(self.folder.path());
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
+        command
+    }
+
+    /// Starts a command that becomes the program, and does not wait.
+    pub fn start_command(&self, command: Command) -> Sidecar<'_> {
         let process = Process::spawn("warpdrive", command, &self.folder.path().join("log"))
             .expect("the program can be started");
         let address = |section: &str| {
             format!("http://{}", self.config[section]["listen"].as_str().unwrap_or_default())
         };
-        let sidecar = Sidecar {
+        Sidecar {
             home: self,
             process,
             endpoint: address("s3"),
             admin: address("admin"),
             client: reqwest::Client::builder().no_proxy().build().expect("a plain client"),
-        };
-        let deadline = Instant::now() + READY_WITHIN;
-        loop {
-            assert!(sidecar.process.is_running(), "ended early\n{}", sidecar.process.log_tail());
-            assert!(Instant::now() < deadline, "not ready\n{}", sidecar.process.log_tail());
-            let answer = sidecar.client.get(format!("{}/readyz", sidecar.admin)).send().await;
-            if answer.is_ok_and(|answer| answer.status() == StatusCode::OK) {
-                return sidecar;
-            }
-            tokio::time::sleep(Duration::from_millis(30)).await;
         }
+    }
+
+    /// The configuration, to be altered between two starts.
+    pub fn config(&mut self) -> &mut Value {
+        &mut self.config
+    }
+
+    /// The process that holds this home's mount, where it is one of its own.
+    pub fn holder(&self) -> Option<u32> {
+        let ours = processes::with_argument(&self.folder.path().to_string_lossy());
+        let holds = |pid: &u32| processes::arguments(*pid).get(1).is_some_and(|word| word == "mountd");
+        ours.into_iter().find(holds)
     }
 
     /// Where the program mounts.
@@ -147,6 +169,10 @@ impl Home {
 impl Drop for Home {
     fn drop(&mut self) {
         unmount(&self.mount_point());
+        // A holder outlives its worker on purpose. The folder's name is this test's alone.
+        for pid in processes::with_argument(&self.folder.path().to_string_lossy()) {
+            processes::signal(pid, Signal::KILL);
+        }
     }
 }
 
@@ -175,9 +201,46 @@ impl Sidecar<'_> {
         &self.endpoint
     }
 
+    /// Waits until the program says that it is ready; how long that took.
+    ///
+    /// # Panics
+    /// When it ends or is not ready in a minute; with its log.
+    pub async fn ready(&self) -> Duration {
+        let begun = Instant::now();
+        while !self.is_ready().await {
+            assert!(self.process.is_running(), "ended early\n{}", self.process.log_tail());
+            let waited = begun.elapsed();
+            assert!(waited < READY_WITHIN, "not ready\n{}", self.process.log_tail());
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        begun.elapsed()
+    }
+
+    /// Whether the program says that it is ready.
+    pub async fn is_ready(&self) -> bool {
+        let answer = self.client.get(format!("{}/readyz", self.admin)).send().await;
+        answer.is_ok_and(|answer| answer.status() == StatusCode::OK)
+    }
+
     /// The process, to look at or to signal.
     pub fn process(&self) -> &Process {
         &self.process
+    }
+
+    /// The process that serves: the program itself, or the child that it supervises; `None` between
+    /// the end of one and the start of the next.
+    pub fn worker(&self) -> Option<u32> {
+        let program = self.process.pid();
+        if !processes::arguments(program).iter().any(|argument| argument == "--supervise") {
+            return Some(program);
+        }
+        let runs = |pid: &u32| processes::arguments(*pid).get(1).is_some_and(|word| word == "run");
+        processes::children(program).into_iter().find(runs)
+    }
+
+    /// The process that holds the mount, where it is one of its own.
+    pub fn holder(&self) -> Option<u32> {
+        self.home.holder()
     }
 
     /// A path of the mount; `None` where no mount could be made.
@@ -214,6 +277,41 @@ impl Sidecar<'_> {
             Ok(answer) => answer.text().await.unwrap_or_default(),
             Err(error) => panic!("{path}: {error:?}"),
         }
+    }
+
+    /// `/status` of the admin endpoint.
+    pub async fn status(&self) -> Value {
+        serde_json::from_str(&self.admin("/status").await).expect("the status is JSON")
+    }
+
+    /// Has the program fetch what lies below a prefix of a bucket, and waits until it says that all
+    /// of it is on its disk.
+    ///
+    /// # Panics
+    /// When it is not, after a minute.
+    pub async fn warm(&self, bucket: &str, prefix: &str) {
+        let body = json!({ "buckets": [bucket], "prefix": prefix }).to_string();
+        let asked = self.client.post(format!("{}/warm", self.admin)).body(body).send().await;
+        let job = asked.expect("the program runs").text().await.unwrap_or_default();
+        let job: Value = serde_json::from_str(&job).unwrap_or_else(|e| panic!("{e}: {job}"));
+        let deadline = Instant::now() + Duration::from_mins(1);
+        loop {
+            let job = self.admin(&format!("/warm/{}", job["id"])).await;
+            let now: Value = serde_json::from_str(&job).unwrap_or_else(|e| panic!("{e}: {job}"));
+            match now["state"].as_str() {
+                Some("done") => return,
+                Some("running") => assert!(Instant::now() < deadline, "still runs: {job}"),
+                _ => panic!("{job}"),
+            }
+            tokio::time::sleep(Duration::from_millis(30)).await;
+        }
+    }
+
+    /// A series with labels, as the exposition writes it: `name{label="value"}`.
+    pub async fn series(&self, name: &str, label: &str) -> f64 {
+        let text = self.admin("/metrics").await;
+        let lines = text.lines().filter(|line| line.starts_with(name) && line.contains(label));
+        lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
     }
 
     /// The sum of a series over all its labels; zero when there is none.

@@ -19,7 +19,7 @@ use serde_json::json;
 use system_tests::{DataSet, Object};
 
 /// Errors and wrong bytes that are shown; all are counted.
-const SHOWN: usize = 8;
+const SHOWN: usize = 4;
 /// After an error, so that a mount that is gone is not asked a million times.
 const AFTER_ERROR: Duration = Duration::from_millis(20);
 /// How often it is looked whether to stop.
@@ -399,6 +399,8 @@ impl Reader {
                             if let Some(file) = &file {
                                 read_whole(&mut seen, object, file, &mut piece);
                                 forget_pages(file);
+                            } else {
+                                std::thread::sleep(AFTER_ERROR);
                             }
                             seen.passes += 1;
                             let failed = stop_at_error && !seen.errors.is_empty();
