@@ -6,6 +6,7 @@
 
 mod deadline;
 mod dispatch;
+mod passthrough;
 mod replies;
 mod shared;
 
@@ -25,6 +26,7 @@ use fuser::{
 use rustix::io::Errno;
 use tokio::runtime::Handle;
 
+use crate::backing::Mode;
 use crate::fs::FileSystem;
 use crate::nodes::{EntryKind, NodeId};
 use deadline::Heed;
@@ -79,6 +81,9 @@ impl Filesystem for Adapter {
             // What an old kernel lacks, it does without.
             let _ = config.add_capabilities(wanted);
         }
+        let backing = self.shared.fs.backing();
+        let passthrough = backing.wants_passthrough() && passthrough::negotiate(config);
+        backing.negotiated(passthrough);
         Ok(())
     }
 
@@ -140,12 +145,17 @@ impl Filesystem for Adapter {
             request,
             reply,
             |shared| async move { shared.fs.open(NodeId(node.0)).await },
-            |shared, reply, handle| {
-                shared.metrics.open_files.inc();
-                // Another version is another node, so cached pages are always the right ones.
+            |_, reply, (handle, mode)| {
                 // Nothing is written, so there is nothing to flush at close.
-                let flags = FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH;
-                reply.opened(FileHandle(handle), flags);
+                let flags = FopenFlags::FOPEN_NOFLUSH;
+                match mode {
+                    // Another version is another node, so cached pages are always the right ones.
+                    Mode::Cached => {
+                        reply.opened(FileHandle(handle), flags | FopenFlags::FOPEN_KEEP_CACHE);
+                    }
+                    // The kernel refuses passthrough together with any word about its own pages.
+                    Mode::Passthrough(id) => passthrough::opened(reply, handle, flags, id),
+                }
             },
         );
     }
@@ -177,7 +187,7 @@ impl Filesystem for Adapter {
     fn release(
         &self,
         _: &Request,
-        _: INodeNo,
+        node: INodeNo,
         _: FileHandle,
         _: OpenFlags,
         _: Option<LockOwner>,
@@ -188,7 +198,7 @@ impl Filesystem for Adapter {
             "release",
             reply,
             |shared| {
-                shared.metrics.open_files.dec();
+                shared.fs.release(NodeId(node.0));
                 Ok(())
             },
             |_, reply, ()| reply.ok(),

@@ -16,8 +16,11 @@ use std::time::{Duration, SystemTime};
 use bytes::{Bytes, BytesMut};
 use futures::TryStreamExt;
 use rustix::io::Errno;
-use store::{Bucket, ByteRange, Error, ErrorKind, GetOptions, Namespace, ObjectKey, ReaderId};
+use store::{
+    Bucket, ByteRange, Error, ErrorKind, GetOptions, Namespace, NoCopy, ObjectKey, ReaderId,
+};
 
+use crate::backing::{Backing, Condemned, Mode};
 use crate::errno::{Failure, Result};
 use crate::nodes::{Directory, EntryKind, File, Node, NodeId, NodeTable, Version};
 use known::KnownNames;
@@ -65,6 +68,7 @@ pub(crate) struct FileSystem {
     nodes: NodeTable,
     known: KnownNames,
     directories: OpenDirectories,
+    backing: Backing,
     options: Options,
     began: SystemTime,
     next_handle: AtomicU64,
@@ -72,14 +76,15 @@ pub(crate) struct FileSystem {
 
 impl FileSystem {
     /// A file system over a namespace.
-    pub(crate) fn new(namespace: Arc<Namespace>, options: Options) -> Self {
+    pub(crate) fn new(namespace: Arc<Namespace>, backing: Backing, options: Options) -> Self {
         Self {
             nodes: NodeTable::new(namespace),
             known: KnownNames::new(options.metadata_ttl),
             directories: OpenDirectories::default(),
+            backing,
             options,
             began: SystemTime::now(),
-            next_handle: AtomicU64::new(1),
+            next_handle: AtomicU64::new(first_handle()),
         }
     }
 
@@ -113,9 +118,11 @@ impl FileSystem {
 
     /// Takes back lookups.
     pub(crate) fn forget(&self, forgets: impl IntoIterator<Item = (NodeId, u64)>) {
-        for directory in self.nodes.forget(forgets) {
-            self.known.forget(directory);
+        let gone = self.nodes.forget(forgets);
+        for id in &gone {
+            self.known.forget(*id);
         }
+        self.backing.forget(&gone);
     }
 
     /// The attributes of a node. Those of a file never change: another version is another node.
@@ -126,9 +133,9 @@ impl FileSystem {
         })
     }
 
-    /// Opens a file for reading. ESTALE when the name stands for another version by now; a new
-    /// lookup then finds that version.
-    pub(crate) async fn open(&self, id: NodeId) -> Result<u64> {
+    /// Opens a file for reading: its handle, and how the kernel gets its bytes. ESTALE when the name
+    /// stands for another version or another node by now; a new lookup then finds that.
+    pub(crate) async fn open(&self, id: NodeId) -> Result<(u64, Mode)> {
         let (file, bucket, key) = self.file(id)?;
         match bucket.store.stat(&key).await {
             Ok(meta) if meta.etag == file.version.etag => {}
@@ -143,7 +150,32 @@ impl FileSystem {
             }
             Err(error) => return Err(error.into()),
         }
-        Ok(self.handle())
+        let copy = match &bucket.residency {
+            _ if self.nodes.is_condemned(id) => return Err(Errno::STALE.into()),
+            None => Err(NoCopy::Off),
+            Some(residency) => {
+                let Version { etag, size, .. } = &file.version;
+                residency.local_copy(&key, etag, *size).await
+            }
+        };
+        // Nothing is waited for from here on: an open that is counted is answered.
+        match self.backing.open(id, copy) {
+            Ok(mode) => Ok((self.handle(), mode)),
+            Err(Condemned) => {
+                self.nodes.condemn(id);
+                Err(Errno::STALE.into())
+            }
+        }
+    }
+
+    /// Releases what was opened.
+    pub(crate) fn release(&self, id: NodeId) {
+        self.backing.release(id);
+    }
+
+    /// The modes of open files.
+    pub(crate) fn backing(&self) -> &Backing {
+        &self.backing
     }
 
     /// Bytes of the version that a node stands for: as many as asked for, fewer only at its end.
@@ -286,6 +318,13 @@ impl FileSystem {
 
 fn file_attributes(id: NodeId, version: &Version) -> Attributes {
     Attributes { id, directory: false, size: version.size, modified: version.modified }
+}
+
+/// Handles of a worker before are in use, so none of them is given again: they begin with the time,
+/// and leave room for a million in each millisecond.
+fn first_handle() -> u64 {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    (now.as_millis() as u64) << 20
 }
 
 /// The key that a name in a directory spells; ENAMETOOLONG where no key is that long.

@@ -6,6 +6,7 @@
 //! `fs` is the file system and knows no FUSE; `adapter` translates; `mount` talks to the kernel.
 
 mod adapter;
+mod backing;
 mod config;
 mod errno;
 mod fs;

@@ -19,6 +19,7 @@ pub struct Metrics {
     operations: IntCounterVec,
     durations: HistogramVec,
     errors: IntCounterVec,
+    opens: IntCounterVec,
     /// Bytes that reads returned.
     pub(crate) read_bytes: IntCounter,
     /// Files that are open now.
@@ -50,6 +51,13 @@ impl Metrics {
             Opts::new("warpdrive_fuse_errors_total", "FUSE operations that failed, by errno"),
             &["operation", "errno"],
         )?;
+        let opens = IntCounterVec::new(
+            Opts::new(
+                "warpdrive_fuse_opens_total",
+                "files opened, by how the kernel gets their bytes, and why",
+            ),
+            &["mode", "reason"],
+        )?;
         let read_bytes =
             IntCounter::new("warpdrive_fuse_read_bytes_total", "bytes returned by FUSE reads")?;
         let open_files = IntGauge::new("warpdrive_fuse_open_files", "files open now")?;
@@ -63,6 +71,7 @@ impl Metrics {
         registry.register(Box::new(operations.clone()))?;
         registry.register(Box::new(durations.clone()))?;
         registry.register(Box::new(errors.clone()))?;
+        registry.register(Box::new(opens.clone()))?;
         registry.register(Box::new(read_bytes.clone()))?;
         registry.register(Box::new(open_files.clone()))?;
         registry.register(Box::new(open_directories.clone()))?;
@@ -72,6 +81,7 @@ impl Metrics {
             operations,
             durations,
             errors,
+            opens,
             read_bytes,
             open_files,
             open_directories,
@@ -89,5 +99,10 @@ impl Metrics {
     /// Counts the error that an operation was answered with.
     pub(crate) fn failed(&self, operation: &'static str, errno: &'static str) {
         self.errors.with_label_values(&[operation, errno]).inc();
+    }
+
+    /// Counts an open that was answered.
+    pub(crate) fn opened(&self, mode: &'static str, reason: &'static str) {
+        self.opens.with_label_values(&[mode, reason]).inc();
     }
 }

@@ -23,6 +23,7 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::Metrics;
 use crate::adapter::Adapter;
 use crate::config::MountConfig;
+use crate::registrar::{Direct, Registrar, Unavailable};
 use attach::Attached;
 use point::MountEntry;
 pub use point::{MountPointState, check_mount_point};
@@ -107,10 +108,18 @@ impl Mount {
         // A loop with its own descriptor has its own queue; that takes opening the device again.
         options.clone_fd = attach::can_open_device();
         let acl = if config.allow_other { SessionACL::All } else { SessionACL::Owner };
-        let adapter = Adapter::new(namespace, &config, metrics, runtime);
         let refused = |error: std::io::Error| {
             MountError::Refused(format!("the kernel did not begin a FUSE session: {error}"))
         };
+        let registrar: Arc<dyn Registrar> = match privilege {
+            Privilege::Own => Arc::new(Direct::new(fd.try_clone().map_err(refused)?)),
+            Privilege::Borrowed => Arc::new(Unavailable::new(
+                "reads go through this process: only `warpdrive mountd`, or root, can give the kernel \
+                 local files",
+            )),
+        };
+        mount.notes.extend(registrar.unavailable().map(str::to_owned));
+        let adapter = Adapter::new(namespace, &config, metrics, runtime, registrar);
         let session = Session::from_fd(adapter, fd, acl, options).map_err(refused)?;
         let run = move || {
             if let Err(error) = session.run() {

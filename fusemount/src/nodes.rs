@@ -164,6 +164,14 @@ struct Counted {
     node: Node,
     /// Lookups that the kernel has not taken back.
     lookups: u64,
+    /// True for a file that must not be opened again under this id.
+    condemned: bool,
+}
+
+impl Counted {
+    fn is(&self, parent: &Directory, name: &str, etag: Option<&ETag>) -> bool {
+        !self.condemned && self.node.is(parent, name, etag)
+    }
 }
 
 /// The node table.
@@ -200,6 +208,11 @@ impl NodeTable {
         self.nodes.read().get(&id).map(|counted| counted.node.clone())
     }
 
+    /// True for what was condemned.
+    pub(crate) fn is_condemned(&self, id: NodeId) -> bool {
+        self.nodes.read().get(&id).is_some_and(|counted| counted.condemned)
+    }
+
     /// The id that a child has, or would have, without counting a lookup.
     pub(crate) fn id_of(&self, parent: &Directory, name: &str, kind: &EntryKind) -> NodeId {
         place(&self.nodes.read(), parent, name, kind.etag())
@@ -233,7 +246,7 @@ impl NodeTable {
                     version: version.clone(),
                 }),
             };
-            Counted { node, lookups: 0 }
+            Counted { node, lookups: 0, condemned: false }
         });
         counted.lookups += 1;
         // The same bytes may have been written again, later.
@@ -243,7 +256,15 @@ impl NodeTable {
         id
     }
 
-    /// Takes back lookups; returns the directories that nobody knows any more.
+    /// From now on the name of a file is another node: a lookup finds that one. What has this one
+    /// open keeps it.
+    pub(crate) fn condemn(&self, id: NodeId) {
+        if let Some(counted) = self.nodes.write().get_mut(&id) {
+            counted.condemned = true;
+        }
+    }
+
+    /// Takes back lookups; returns the nodes that nobody knows any more.
     pub(crate) fn forget(&self, forgets: impl IntoIterator<Item = (NodeId, u64)>) -> Vec<NodeId> {
         let mut gone = Vec::new();
         let mut nodes = self.nodes.write();
@@ -251,9 +272,7 @@ impl NodeTable {
             let Some(counted) = nodes.get_mut(&id) else { continue };
             counted.lookups = counted.lookups.saturating_sub(lookups);
             if counted.lookups == 0 {
-                if matches!(counted.node, Node::Directory(_)) {
-                    gone.push(id);
-                }
+                gone.push(id);
                 nodes.remove(&id);
             }
         }
@@ -269,7 +288,7 @@ fn place(
     etag: Option<&ETag>,
 ) -> NodeId {
     let mut id = NodeId::of_child(parent.id, name, etag);
-    while nodes.get(&id).is_some_and(|counted| !counted.node.is(parent, name, etag)) {
+    while nodes.get(&id).is_some_and(|counted| !counted.is(parent, name, etag)) {
         id = id.next();
     }
     id
@@ -332,7 +351,10 @@ mod tests {
             name: "x".into(),
             version: Version { size: 0, etag: ETag::parse("1"), modified: SystemTime::UNIX_EPOCH },
         };
-        table.nodes.write().insert(wanted, Counted { node: Node::File(squatter), lookups: 1 });
+        table
+            .nodes
+            .write()
+            .insert(wanted, Counted { node: Node::File(squatter), lookups: 1, condemned: false });
         let id = table.remember(&root, &name, &EntryKind::Directory);
         assert_eq!(id, wanted.next());
         assert_eq!(table.remember(&root, &name, &EntryKind::Directory), id);

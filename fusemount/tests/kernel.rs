@@ -13,6 +13,8 @@ mod harness;
 mod lifecycle;
 #[path = "kernel/outage.rs"]
 mod outage;
+#[path = "kernel/passthrough.rs"]
+mod passthrough;
 #[path = "kernel/programs.rs"]
 mod programs;
 #[path = "kernel/semantics.rs"]

@@ -4,7 +4,7 @@
 //! operation from another.
 
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::task::{Context, Waker};
 use std::time::Duration;
 
@@ -19,9 +19,11 @@ use super::deadline::{Heed, bounded};
 use super::replies::Refuse;
 use super::shared::{Shared, View};
 use crate::Metrics;
+use crate::backing::Backing;
 use crate::config::MountConfig;
 use crate::errno::Result;
 use crate::fs::{FileSystem, Options};
+use crate::registrar::Registrar;
 
 /// How long to wait for an origin to say what is below a name once the rest is known. A listing of
 /// one key takes milliseconds; while the origin hangs, what is cached is reached after this time.
@@ -35,6 +37,9 @@ const PAGE_ENTRIES: usize = 1000;
 /// after this time at most. A question after that is answered from memory.
 const KERNEL_TTL: Duration = Duration::from_secs(1);
 
+/// How long the space of an evicted file that nobody has open may stay in use.
+const SWEEP_EVERY: Duration = Duration::from_secs(1);
+
 impl Adapter {
     /// An adapter that runs its tasks on a runtime.
     pub(crate) fn new(
@@ -42,6 +47,7 @@ impl Adapter {
         config: &MountConfig,
         metrics: Metrics,
         runtime: Handle,
+        registrar: Arc<dyn Registrar>,
     ) -> Self {
         let options = Options {
             metadata_ttl: config.metadata_ttl,
@@ -55,8 +61,9 @@ impl Adapter {
             dir_mode: config.dir_mode,
             ttl: config.metadata_ttl.min(KERNEL_TTL),
         };
+        let backing = Backing::new(registrar, metrics.clone());
         let shared = Shared {
-            fs: FileSystem::new(namespace, options),
+            fs: FileSystem::new(namespace, backing, options),
             view,
             metrics,
             timeout: config.operation_timeout,
@@ -64,7 +71,9 @@ impl Adapter {
             warnings: Mutex::default(),
         };
         let max_readahead = config.read_ahead_kib.saturating_mul(1024).max(128 * 1024);
-        Self { shared: Arc::new(shared), runtime, max_readahead }
+        let shared = Arc::new(shared);
+        runtime.spawn(sweep(Arc::downgrade(&shared)));
+        Self { shared, runtime, max_readahead }
     }
 
     /// Runs `work` within the operation timeout and then `answer`: here as long as nothing has to
@@ -130,5 +139,18 @@ impl Adapter {
     /// Refuses what would write.
     pub(super) fn refuse_write<R: Refuse>(&self, operation: &'static str, reply: R) {
         self.answer(operation, reply, |_| Err::<(), _>(Errno::ROFS.into()), |_, _, ()| {});
+    }
+}
+
+/// Gives the files back that nobody uses, for as long as there is a mount.
+async fn sweep(shared: Weak<Shared>) {
+    loop {
+        tokio::time::sleep(SWEEP_EVERY).await;
+        let Some(shared) = shared.upgrade() else { return };
+        // It may wait for the holder.
+        let swept = tokio::task::spawn_blocking(move || shared.fs.backing().sweep());
+        if swept.await.is_err() {
+            return;
+        }
     }
 }

@@ -28,6 +28,12 @@ fn bucket(name: &str, store: Arc<dyn store::Store>) -> Bucket {
     }
 }
 
+/// No passthrough.
+fn no_backing() -> Backing {
+    let registrar = Arc::new(crate::registrar::Unavailable::new("a test"));
+    Backing::new(registrar, crate::Metrics::register(&prometheus::Registry::new()).unwrap())
+}
+
 fn fixture(ttl: Duration, page_entries: usize) -> Fixture {
     let store = MemoryStore::new();
     let faulty = FaultyStore::new(Arc::new(store.clone()));
@@ -38,7 +44,7 @@ fn fixture(ttl: Duration, page_entries: usize) -> Fixture {
         .unwrap()
         .build();
     let options = Options { metadata_ttl: ttl, patience: Duration::from_secs(1), page_entries };
-    Fixture { fs: FileSystem::new(Arc::new(namespace), options), store, faulty }
+    Fixture { fs: FileSystem::new(Arc::new(namespace), no_backing(), options), store, faulty }
 }
 
 impl Fixture {
@@ -52,7 +58,7 @@ impl Fixture {
 
     async fn open(&self, path: &str) -> Result<(NodeId, u64)> {
         let id = self.walk(path).await?.id;
-        Ok((id, self.fs.open(id).await?))
+        Ok((id, self.fs.open(id).await?.0))
     }
 
     async fn read_all(&self, path: &str) -> Result<Vec<u8>> {
@@ -486,7 +492,7 @@ async fn nested_mount_paths_hide_keys_and_lead_to_their_buckets() {
         .build();
     let options =
         Options { metadata_ttl: LONG, patience: Duration::from_secs(1), page_entries: 1000 };
-    let fs = FileSystem::new(Arc::new(namespace), options);
+    let fs = FileSystem::new(Arc::new(namespace), no_backing(), options);
     let f = Fixture { fs, store: outer.clone(), faulty: FaultyStore::new(Arc::new(outer)) };
     let names = async |path: &str| {
         let id = f.walk(path).await.unwrap().id;
@@ -537,7 +543,7 @@ async fn extended_attributes_tell_version_object_and_residency() {
         .build();
     let options =
         Options { metadata_ttl: LONG, patience: Duration::from_secs(1), page_entries: 1000 };
-    let fs = FileSystem::new(Arc::new(namespace), options);
+    let fs = FileSystem::new(Arc::new(namespace), no_backing(), options);
     let faulty = FaultyStore::new(Arc::new(store.clone()));
     let f = Fixture { fs, store, faulty };
     let id = f.walk("dir/file").await.unwrap().id;

@@ -94,11 +94,11 @@ pub(crate) fn signal_thread(process: u32, thread: &str) {
     assert_eq!(code, 0, "{}", std::io::Error::last_os_error());
 }
 
-fn path() -> Option<PathBuf> {
+pub(crate) fn path() -> Option<PathBuf> {
     std::env::var_os(PATH).map(PathBuf::from)
 }
 
-fn hear() -> String {
+pub(crate) fn hear() -> String {
     let mut line = String::new();
     std::io::stdin().read_line(&mut line).unwrap();
     line.trim().to_owned()
