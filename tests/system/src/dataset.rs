@@ -77,7 +77,8 @@ impl Object {
     pub fn describe(&self, at: u64, offset: u64, found: &[u8]) -> String {
         let from = (offset - at) as usize;
         let shown = &found[from.min(found.len())..found.len().min(from + 16)];
-        let zeros = if !shown.is_empty() && shown.iter().all(|b| *b == 0) { " (a hole?)" } else { "" };
+        let zeros =
+            if !shown.is_empty() && shown.iter().all(|b| *b == 0) { " (a hole?)" } else { "" };
         format!(
             "wrong from offset {offset} of {} on, in a read of {} bytes at {at}: {shown:02x?}{zeros}",
             self.bytes,
@@ -217,7 +218,8 @@ mod tests {
     fn other_seeds_are_other_bytes() {
         for seed in 1..200 {
             let (one, other) = (object(64, seed).body(), object(64, seed + 1));
-            assert_eq!(other.difference(0, &one), Some(0));
+            // A single byte may be the same by chance.
+            assert!(other.difference(0, &one).is_some_and(|at| at < 8));
             for at in (0..64).step_by(8) {
                 assert!(other.difference(at as u64, &one[at..at + 8]).is_some());
             }

@@ -6,9 +6,11 @@
 mod dataset;
 pub mod load;
 pub mod processes;
+mod ways;
 
 pub use dataset::{DataSet, Object};
 pub use processes::built;
+pub use ways::read_in_every_way;
 
 use bytes::Bytes;
 use reqwest::StatusCode;
@@ -146,7 +148,8 @@ impl Home {
     /// The process that holds this home's mount, where it is one of its own.
     pub fn holder(&self) -> Option<u32> {
         let ours = processes::with_argument(&self.folder.path().to_string_lossy());
-        let holds = |pid: &u32| processes::arguments(*pid).get(1).is_some_and(|word| word == "mountd");
+        let holds =
+            |pid: &u32| processes::arguments(*pid).get(1).is_some_and(|word| word == "mountd");
         ours.into_iter().find(holds)
     }
 
@@ -282,6 +285,13 @@ impl Sidecar<'_> {
     /// `/status` of the admin endpoint.
     pub async fn status(&self) -> Value {
         serde_json::from_str(&self.admin("/status").await).expect("the status is JSON")
+    }
+
+    /// The process id that `/status` names; `None` while nobody answers.
+    pub async fn status_pid(&self) -> Option<u32> {
+        let answer = self.client.get(format!("{}/status", self.admin)).send().await.ok()?;
+        let status: Value = serde_json::from_str(&answer.text().await.ok()?).ok()?;
+        status["pid"].as_u64()?.try_into().ok()
     }
 
     /// Has the program fetch what lies below a prefix of a bucket, and waits until it says that all

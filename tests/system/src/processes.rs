@@ -59,7 +59,8 @@ pub fn kernel_stacks(pid: u32) -> String {
     let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
     for task in tasks.take(8) {
         let read = |name: &str| std::fs::read_to_string(task.path().join(name)).unwrap_or_default();
-        text.push_str(&format!("{} {}\n{}", read("comm").trim(), read("wchan"), read("stack")));
+        let (name, at, stack) = (read("comm"), read("wchan"), read("stack"));
+        text.extend([name.trim(), " in ", &at, "\n", &stack]);
     }
     text
 }

@@ -96,7 +96,12 @@ struct Seen {
 
 impl Seen {
     /// Runs one operation, timed.
-    fn operation<T>(&mut self, what: &str, name: &str, run: impl FnOnce() -> io::Result<T>) -> Option<T> {
+    fn operation<T>(
+        &mut self,
+        what: &str,
+        name: &str,
+        run: impl FnOnce() -> io::Result<T>,
+    ) -> Option<T> {
         let begun = Instant::now();
         let outcome = run();
         self.took(begun.elapsed(), what);
@@ -184,7 +189,11 @@ impl Mapping {
         let at = unsafe {
             libc::mmap(std::ptr::null_mut(), bytes, libc::PROT_READ, kind, descriptor, 0)
         };
-        if at == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(Mapping { at: at.cast(), bytes }) }
+        if at == libc::MAP_FAILED {
+            Err(io::Error::last_os_error())
+        } else {
+            Ok(Mapping { at: at.cast(), bytes })
+        }
     }
 
     /// A copy of some bytes: a page that cannot be had ends this process with SIGBUS, which the test
@@ -277,7 +286,9 @@ impl Reader {
                 let wanted = [4 << 10, 64 << 10, 128 << 10][self.random.below(3) as usize];
                 let at = self.random.below(object.bytes);
                 let begun = Instant::now();
-                let read = self.seen.operation("pread", &object.key, || file.read_at(&mut piece[..wanted], at));
+                let read = self
+                    .seen
+                    .operation("pread", &object.key, || file.read_at(&mut piece[..wanted], at));
                 let Some(count) = read else {
                     std::thread::sleep(AFTER_ERROR);
                     continue;
@@ -302,7 +313,8 @@ impl Reader {
         while self.goes_on() {
             let object = self.any();
             let Some(file) = self.open(&object) else { continue };
-            let mapping = self.seen.operation("mmap", &object.key, || Mapping::of(&file, object.bytes));
+            let mapping =
+                self.seen.operation("mmap", &object.key, || Mapping::of(&file, object.bytes));
             drop(file);
             if let Some(mapping) = mapping {
                 if held.len() >= HELD {
@@ -372,7 +384,12 @@ impl Reader {
                 }
             }
             if complete && let Some((path, _)) = left.first_key_value() {
-                let text = format!("{} of {} not listed, the first {}", left.len(), expected.len(), path.display());
+                let text = format!(
+                    "{} of {} not listed, the first {}",
+                    left.len(),
+                    expected.len(),
+                    path.display()
+                );
                 self.seen.wrong(text);
             }
             self.seen.passes += 1;
