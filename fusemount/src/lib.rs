@@ -11,11 +11,13 @@ mod config;
 mod errno;
 mod fs;
 mod holder;
+mod journal;
 mod metrics;
 mod mount;
 mod nodes;
 mod registrar;
 
 pub use config::MountConfig;
+pub use holder::{HolderConfig, hold};
 pub use metrics::Metrics;
-pub use mount::{Mount, MountError, MountPointState, check_mount_point};
+pub use mount::{Mount, MountError, MountPointState, check_mount_point, spawn_holder};

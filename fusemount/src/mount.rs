@@ -1,18 +1,25 @@
 //! A mount, from the mount point that is looked at first to the unmounting.
 //!
-//! Invariant: what [`Mount::open`] mounted is unmounted when the [`Mount`] is gone, and nothing
-//! else ever is, but a dead mount that `force` names. It refuses a mount point where a live FUSE
-//! file system is.
+//! Invariant: what [`Mount::open`] mounted by itself is unmounted when the [`Mount`] is gone, what a
+//! holder mounted is left to the holder, and nothing else is ever unmounted, but a dead mount that
+//! `force` names. It refuses a mount point where a live FUSE file system is.
 
 mod attach;
+mod clear;
+mod joined;
+mod link;
+mod loops;
 mod point;
 mod readahead;
+mod spawn;
 
+use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use fuser::{Config, Session, SessionACL};
+use fuser::SessionACL;
 use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount};
 use store::Namespace;
@@ -23,10 +30,17 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::Metrics;
 use crate::adapter::Adapter;
 use crate::config::MountConfig;
+use crate::holder::device;
 use crate::registrar::{Direct, Registrar, Unavailable};
-use attach::Attached;
-use point::MountEntry;
+pub(crate) use attach::attach_own;
+use attach::{Attached, attach};
+pub(crate) use clear::clear_mount_point;
+use joined::Joined;
+use loops::{Loops, Prepared};
+pub(crate) use point::{MountEntry, mounted_at};
 pub use point::{MountPointState, check_mount_point};
+pub(crate) use readahead::raise as raise_read_ahead;
+pub use spawn::spawn_holder;
 
 /// Event loops for requests. What is in memory is answered in the loop, copying included; eight
 /// loops copy faster than memory gives.
@@ -47,7 +61,7 @@ pub enum MountError {
     /// The mount point cannot be used as it is.
     #[error("{0}")]
     MountPoint(String),
-    /// The kernel or `fusermount3` refused.
+    /// The kernel, `fusermount3` or the mount holder refused.
     #[error("{0}")]
     Refused(String),
 }
@@ -61,24 +75,33 @@ enum Privilege {
     Borrowed,
 }
 
-/// A mounted namespace. Dropping it detaches the mount at once; [`Mount::unmount`] is gentler.
+/// A mounted namespace.
+///
+/// Without a holder, dropping it detaches the mount at once; [`Mount::unmount`] is gentler. With a
+/// holder, dropping it leaves the mount to the next worker, as a crash does, and only
+/// [`Mount::unmount`] ends it.
 #[derive(Debug)]
 pub struct Mount {
     target: PathBuf,
-    /// Its line in the kernel's table; none when it could not be read.
-    line: Option<MountEntry>,
-    privilege: Privilege,
     notes: Vec<String>,
-    ended: watch::Receiver<bool>,
-    attached: bool,
+    loops: Arc<Loops>,
+    base: Base,
+}
+
+/// What a mount rests on.
+#[derive(Debug)]
+enum Base {
+    Own(Owned),
+    Held(Joined),
 }
 
 impl Mount {
-    /// Mounts a namespace, and returns when the kernel has accepted it. It blocks for
-    /// milliseconds; operations run as tasks on `runtime`.
+    /// Mounts a namespace, or begins to serve the mount of a holder, and returns when the kernel has
+    /// accepted it. It blocks for milliseconds, or until the worker that it takes over from has
+    /// left; operations run as tasks on `runtime`.
     ///
-    /// As root `mount(2)` is called; otherwise `fusermount3` is asked. An error is a sentence that
-    /// says what to do.
+    /// With a holder nothing is mounted here. Without one, as root `mount(2)` is called; otherwise
+    /// `fusermount3` is asked. An error is a sentence that says what to do.
     #[allow(clippy::needless_pass_by_value)] // The configuration is handed over with the rest.
     pub fn open(
         namespace: Arc<Namespace>,
@@ -86,7 +109,19 @@ impl Mount {
         metrics: Metrics,
         runtime: Handle,
     ) -> Result<Self, MountError> {
-        let target = clear_mount_point(&config)?;
+        match &config.holder {
+            Some(socket) => Self::join(namespace, socket, &config, metrics, runtime),
+            None => Self::own(namespace, &config, metrics, runtime),
+        }
+    }
+
+    fn own(
+        namespace: Arc<Namespace>,
+        config: &MountConfig,
+        metrics: Metrics,
+        runtime: Handle,
+    ) -> Result<Self, MountError> {
+        let target = clear_mount_point(&config.mount_point, config.force, false)?;
         let mut notes = Vec::new();
         if std::fs::read_dir(&target).is_ok_and(|mut entries| entries.next().is_some()) {
             notes.push(format!(
@@ -94,51 +129,57 @@ impl Mount {
                 target.display()
             ));
         }
-        let Attached { device: fd, privilege, note } = attach::attach(&target, &config)?;
+        let Attached { device, privilege, note } = attach(&target, config)?;
         notes.extend(note);
-        let (ending, ended) = watch::channel(false);
-        // From here on dropping `mount` detaches what was attached.
-        let mut mount = Self { target, line: None, privilege, notes, ended, attached: true };
-        mount.line = mount.entry();
-
-        let mut options = Config::default();
-        let cores = || std::thread::available_parallelism().map_or(2, usize::from);
-        let loops = config.threads.unwrap_or_else(|| cores().clamp(2, MAX_EVENT_LOOPS));
-        options.n_threads = Some(loops.max(1));
-        // A loop with its own descriptor has its own queue; that takes opening the device again.
-        options.clone_fd = attach::can_open_device();
-        let acl = if config.allow_other { SessionACL::All } else { SessionACL::Owner };
-        let refused = |error: std::io::Error| {
+        // From here on dropping `owned` detaches what was attached.
+        let line = mounted_at(&target).filter(MountEntry::is_fuse);
+        let mut owned = Owned { target: target.clone(), line, privilege, ended: None };
+        let refused = |error: io::Error| {
             MountError::Refused(format!("the kernel did not begin a FUSE session: {error}"))
         };
         let registrar: Arc<dyn Registrar> = match privilege {
-            Privilege::Own => Arc::new(Direct::new(fd.try_clone().map_err(refused)?)),
+            Privilege::Own => Arc::new(Direct::new(device.try_clone().map_err(refused)?)),
             Privilege::Borrowed => Arc::new(Unavailable::new(
-                "reads go through this process: only `warpdrive mountd`, or root, can give the kernel \
-                 local files",
+                "reads go through this process: \
+                 only `warpdrive mountd`, or root, can give the kernel local files",
             )),
         };
-        mount.notes.extend(registrar.unavailable().map(str::to_owned));
-        let adapter = Adapter::new(namespace, &config, metrics, runtime, registrar);
-        let session = Session::from_fd(adapter, fd, acl, options).map_err(refused)?;
-        let run = move || {
-            if let Err(error) = session.run() {
-                tracing::warn!(%error, "the FUSE session ended with an error");
-            }
-            // Nobody need be listening.
-            let _ = ending.send(true);
-        };
-        let thread = std::thread::Builder::new().name("fuse-session".into());
-        thread.spawn(run).map_err(refused)?;
-
+        notes.extend(registrar.unavailable().map(str::to_owned));
+        let adapter = Adapter::new(namespace, config, metrics, runtime, registrar);
+        let acl = if config.allow_other { SessionACL::All } else { SessionACL::Owner };
+        let loops = begin(&adapter, device, config, acl).map_err(refused)?;
+        owned.ended = Some(loops.ended());
         if config.read_ahead_kib > 0 {
-            let raised = readahead::raise(mount.device(), config.read_ahead_kib);
-            mount.notes.extend(raised.err());
+            notes.extend(raise_read_ahead(owned.device(), config.read_ahead_kib).err());
         }
-        Ok(mount)
+        Ok(Self { target, notes, loops, base: Base::Own(owned) })
     }
 
-    /// Where the mount is, without symbolic links.
+    fn join(
+        namespace: Arc<Namespace>,
+        socket: &Path,
+        config: &MountConfig,
+        metrics: Metrics,
+        runtime: Handle,
+    ) -> Result<Self, MountError> {
+        let (joined, offer) = Joined::attach(socket, config.take_over)?;
+        let mut notes = Vec::new();
+        let wanted = point::resolve_unseen(&config.mount_point);
+        if wanted != offer.target {
+            let has = offer.target.display();
+            notes.push(format!("the holder has the mount `{has}`, not `{}`", wanted.display()));
+        }
+        let adapter = Adapter::new(namespace, config, metrics, runtime, joined.registrar());
+        let devices = for_each_loop(offer.devices, config.threads).map_err(joined::failed)?;
+        // Who may enter is the kernel's business, by how the holder mounted.
+        let prepared = Prepared::new(&adapter, &offer.init, devices, SessionACL::All)
+            .map_err(joined::failed)?;
+        notes.extend(joined.ready(&prepared.answer)?);
+        let loops = joined.run(prepared)?;
+        Ok(Self { target: offer.target, notes, loops, base: Base::Held(joined) })
+    }
+
+    /// Where the mount is, without symbolic links. With a holder: where the holder sees it.
     pub fn mount_point(&self) -> &Path {
         &self.target
     }
@@ -148,15 +189,53 @@ impl Mount {
         &self.notes
     }
 
-    /// Waits until the mount is gone, by whomever: an administrator may unmount it too.
+    /// Waits until this process does not serve the mount any more: because it is gone, by whomever
+    /// (an administrator may unmount it too), or because the holder is. When a holder dies, the
+    /// worker closes the connection at once, so that readers get ENOTCONN and do not wait.
     pub async fn ended(&self) {
-        // An error means that the session thread is gone.
-        let _ = self.ended.clone().wait_for(|ended| *ended).await;
+        // An error means that the loops are gone.
+        let _ = self.loops.ended().wait_for(|ended| *ended).await;
+    }
+
+    /// Waits until the holder asks this worker to leave for another; then [`Mount::abandon`] it
+    /// within five seconds, since readers wait for as long, and a worker that stays is killed.
+    /// Without a holder it waits for ever.
+    pub async fn leave_requested(&self) {
+        self.state(|state| state.leave).await;
+    }
+
+    /// Waits until the holder has died, or has dropped this worker. Then the mount is dead: this
+    /// process has closed its connection, and programs get ENOTCONN until a holder mounts again.
+    /// Without a holder it waits for ever.
+    pub async fn holder_lost(&self) {
+        self.state(|state| state.lost).await;
+    }
+
+    async fn state(&self, is_so: impl Fn(&link::State) -> bool) {
+        match &self.base {
+            // The sender lives in the link.
+            Base::Held(joined) => _ = joined.link().state().wait_for(is_so).await,
+            Base::Own(_) => std::future::pending().await,
+        }
+    }
+
+    /// Stops serving, and leaves the mount as it is: with a holder for the next worker, to whom
+    /// requests that are not answered yet are sent again; without one it is dead, with ENOTCONN.
+    /// When it returns, nothing here reads requests any more.
+    pub async fn abandon(mut self) {
+        if let Base::Own(owned) = &mut self.base {
+            owned.ended = Some(watch::channel(true).1);
+        }
+        // Dropping it stops the loops, which takes a moment.
+        let dropped = tokio::task::spawn_blocking(move || drop(self)).await;
+        if let Err(error) = dropped {
+            tracing::warn!(%error, "abandoning the mount failed");
+        }
     }
 
     /// Unmounts. While programs use the mount it is tried again until `deadline` has passed; then
-    /// the mount is detached, and programs that still use it get ENOTCONN.
-    pub async fn unmount(mut self, deadline: Duration) -> Result<(), MountError> {
+    /// the mount is detached, and programs that still use it get ENOTCONN. A holder ends with it.
+    pub async fn unmount(self, deadline: Duration) -> Result<(), MountError> {
         let until = Instant::now() + deadline;
         loop {
             match self.detach_once(false).await {
@@ -174,15 +253,62 @@ impl Mount {
                 Err(_) => sleep(RETRY_EVERY).await,
             }
         }
-        self.attached = false;
         if timeout(DETACHED_GRACE, self.ended()).await.is_err() {
             // `fusermount3` cannot cut a connection, but its owner can, where `/sys` shows it.
-            readahead::abort(self.device());
+            if let Base::Own(owned) = &self.base {
+                readahead::abort(owned.device());
+            }
             let _ = timeout(DETACHED_GRACE, self.ended()).await;
         }
         Ok(())
     }
 
+    async fn detach_once(&self, lazy: bool) -> Result<(), String> {
+        let detached = match &self.base {
+            Base::Own(owned) if owned.entry().is_none() => return Ok(()),
+            Base::Own(owned) => {
+                let (target, privilege) = (owned.target.clone(), owned.privilege);
+                tokio::task::spawn_blocking(move || detach(&target, privilege, lazy))
+            }
+            // A mount that is gone took the holder with it.
+            Base::Held(_) if *self.loops.ended().borrow() => return Ok(()),
+            Base::Held(joined) => {
+                let link = Arc::clone(joined.link());
+                tokio::task::spawn_blocking(move || joined::unmount(&link, lazy))
+            }
+        };
+        detached.await.unwrap_or_else(|error| Err(error.to_string()))
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        // A mount of our own is detached first, or those who use it would see it dying.
+        match &mut self.base {
+            Base::Own(owned) => owned.detach(),
+            // Only when nobody reads any more may the holder hear that we are gone. Otherwise it
+            // hears it when this process is.
+            Base::Held(joined) => {
+                if self.loops.stop() {
+                    joined.link().close();
+                }
+            }
+        }
+    }
+}
+
+/// A mount of this process.
+#[derive(Debug)]
+struct Owned {
+    target: PathBuf,
+    /// Its line in the kernel's table; none when it could not be read.
+    line: Option<MountEntry>,
+    privilege: Privilege,
+    /// True once the mount is gone; none while it was never served.
+    ended: Option<watch::Receiver<bool>>,
+}
+
+impl Owned {
     fn device(&self) -> Option<&str> {
         self.line.as_ref().map(|line| line.device.as_str())
     }
@@ -190,33 +316,64 @@ impl Mount {
     /// The mount's own line in the kernel's table, while it is the topmost at its place.
     fn entry(&self) -> Option<MountEntry> {
         // The kernel gives the numbers of a mount that is gone to the next one.
-        if *self.ended.borrow() {
+        if self.ended.as_ref().is_some_and(|ended| *ended.borrow()) {
             return None;
         }
-        let entry = point::mounted_at(&self.target)?;
+        let entry = mounted_at(&self.target)?;
         let ours = self.line.as_ref().is_none_or(|line| *line == entry);
         (ours && entry.is_fuse()).then_some(entry)
     }
 
-    async fn detach_once(&self, lazy: bool) -> Result<(), String> {
-        if self.entry().is_none() {
-            return Ok(());
-        }
-        let (target, privilege) = (self.target.clone(), self.privilege);
-        let detached = tokio::task::spawn_blocking(move || detach(&target, privilege, lazy));
-        detached.await.unwrap_or_else(|error| Err(error.to_string()))
-    }
-}
-
-impl Drop for Mount {
-    fn drop(&mut self) {
-        if self.attached
-            && self.entry().is_some()
+    fn detach(&mut self) {
+        if self.entry().is_some()
             && let Err(reason) = detach(&self.target, self.privilege, true)
         {
             tracing::warn!(mount_point = %self.target.display(), reason, "cannot unmount");
         }
+        self.ended = Some(watch::channel(true).1);
     }
+}
+
+impl Drop for Owned {
+    fn drop(&mut self) {
+        self.detach();
+    }
+}
+
+/// Begins a session on a device that was just mounted.
+fn begin(
+    adapter: &Adapter,
+    device: OwnedFd,
+    config: &MountConfig,
+    acl: SessionACL,
+) -> io::Result<Arc<Loops>> {
+    let init = loops::read_init(&device)?;
+    let cores = || std::thread::available_parallelism().map_or(2, usize::from);
+    let count = config.threads.unwrap_or_else(|| cores().clamp(2, MAX_EVENT_LOOPS)).max(1);
+    // A loop with its own descriptor has its own queue; that takes opening the device again.
+    let mut devices = Vec::new();
+    for _ in 1..count {
+        use std::os::fd::AsFd;
+        devices.extend(device::clone(device.as_fd()));
+    }
+    let answering = device.try_clone()?;
+    devices.push(device);
+    let devices = for_each_loop(devices, Some(count))?;
+    let prepared = Prepared::new(adapter, &init, devices, acl)?;
+    rustix::io::write(&answering, &prepared.answer)?;
+    prepared.run()
+}
+
+/// A descriptor for each event loop; loops that have none of their own share.
+fn for_each_loop(mut devices: Vec<OwnedFd>, count: Option<usize>) -> io::Result<Vec<OwnedFd>> {
+    let count = count.unwrap_or(devices.len()).max(1);
+    let own = devices.len();
+    for index in own..count {
+        let shared = devices.get(index % own.max(1)).ok_or(Errno::BADF)?;
+        devices.push(shared.try_clone()?);
+    }
+    devices.truncate(count);
+    Ok(devices)
 }
 
 /// Takes a mount away: only if nobody uses it, or (lazily) in any case.
@@ -232,48 +389,4 @@ fn detach(target: &Path, privilege: Privilege, lazy: bool) -> Result<(), String>
         };
     }
     attach::fusermount_detach(target, lazy)
-}
-
-/// The mount point, ready to be mounted on.
-fn clear_mount_point(config: &MountConfig) -> Result<PathBuf, MountError> {
-    let shown = config.mount_point.display();
-    let mut detached = 0;
-    loop {
-        let problem = match check_mount_point(&config.mount_point) {
-            MountPointState::Free => {
-                return point::resolve(&config.mount_point).map_err(|error| {
-                    MountError::MountPoint(format!("mount point `{shown}`: {error}"))
-                });
-            }
-            MountPointState::Missing => {
-                format!("mount point `{shown}` does not exist; create it with `mkdir -p {shown}`")
-            }
-            MountPointState::NotDirectory => format!(
-                "mount point `{shown}` is not a directory that can be read; name another one"
-            ),
-            MountPointState::Busy(what) => format!(
-                "mount point `{shown}` is in use by {what}; stop that, or name another mount point"
-            ),
-            MountPointState::Stale if !config.force => format!(
-                "a mount whose process has died is at `{shown}`; \
-                 start with `--force`, or run `umount -l {shown}`"
-            ),
-            MountPointState::Stale => {
-                // Mounts can lie on each other; more than a few are not left by crashes.
-                detached += 1;
-                let target = point::resolve(&config.mount_point).unwrap_or_default();
-                let gone = detach(&target, Privilege::Own, true)
-                    .or_else(|_| detach(&target, Privilege::Borrowed, true));
-                match gone {
-                    Ok(()) if detached < 16 => continue,
-                    Ok(()) => format!("mounts keep appearing at `{shown}`; stop what makes them"),
-                    Err(reason) => format!(
-                        "the dead mount at `{shown}` cannot be detached ({reason}); \
-                         run `umount -l {shown}` as root"
-                    ),
-                }
-            }
-        };
-        return Err(MountError::MountPoint(problem));
-    }
 }

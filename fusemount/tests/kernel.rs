@@ -9,6 +9,8 @@
 mod child;
 #[path = "kernel/harness.rs"]
 mod harness;
+#[path = "kernel/holder.rs"]
+mod holder;
 #[path = "kernel/lifecycle.rs"]
 mod lifecycle;
 #[path = "kernel/outage.rs"]

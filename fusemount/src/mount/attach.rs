@@ -4,7 +4,7 @@
 //! is mounted. It does not speak FUSE.
 
 use std::ffi::CString;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -19,8 +19,7 @@ use rustix::process::{getegid, geteuid};
 
 use super::{MountError, Privilege};
 use crate::config::MountConfig;
-
-const DEVICE: &str = "/dev/fuse";
+use crate::holder::device::{self, DEVICE};
 
 /// The source and the type's second half in the mount table: `warpdrive on /data type fuse.warpdrive`.
 const NAME: &str = "warpdrive";
@@ -41,50 +40,54 @@ pub(crate) struct Attached {
 
 /// Mounts at an existing directory.
 pub(crate) fn attach(target: &Path, config: &MountConfig) -> Result<Attached, MountError> {
-    let first = match open_device() {
-        Ok(device) => match mount_device(&device, target, config) {
-            Ok(()) => {
-                return Ok(Attached {
-                    device: device.into(),
-                    privilege: Privilege::Own,
-                    note: None,
-                });
-            }
-            Err(Errno::PERM) => "this process may not call mount(2)",
-            Err(Errno::NODEV) => {
-                return Err(MountError::NoFuse(
-                    "the kernel has no FUSE; run `modprobe fuse`".to_owned(),
-                ));
-            }
-            Err(error) => {
-                let shown = target.display();
-                return Err(MountError::Refused(format!("mounting on `{shown}` failed: {error}")));
-            }
-        },
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            return Err(MountError::NoFuse(format!(
-                "`{DEVICE}` does not exist; run `modprobe fuse`, \
-                 or give the container the device (`--device {DEVICE}`)"
-            )));
+    let first = match attach_alone(target, config.allow_other)? {
+        Ok(device) => {
+            return Ok(Attached { device: device.into(), privilege: Privilege::Own, note: None });
         }
-        Err(_) => "this process may not open /dev/fuse",
+        Err(first) => first,
     };
     let device = ask_helper(target, config, first)?;
     let note = format!("mounted through fusermount3, because {first}");
     Ok(Attached { device, privilege: Privilege::Borrowed, note: Some(note) })
 }
 
-/// True when this process may open the device, also a second time.
-pub(crate) fn can_open_device() -> bool {
-    open_device().is_ok()
+/// Mounts at an existing directory with `mount(2)`, or not at all.
+pub(crate) fn attach_own(target: &Path, allow_other: bool) -> Result<File, MountError> {
+    attach_alone(target, allow_other)?.map_err(|lacking| {
+        MountError::NoFuse(format!(
+            "{lacking}; run as root, or give the container \
+             `--device {DEVICE} --cap-add SYS_ADMIN`, or `privileged: true` in Kubernetes"
+        ))
+    })
 }
 
-fn open_device() -> io::Result<File> {
-    OpenOptions::new().read(true).write(true).open(DEVICE)
+/// Mounts with `mount(2)`; the words are the privilege that is lacking.
+fn attach_alone(
+    target: &Path,
+    allow_other: bool,
+) -> Result<Result<File, &'static str>, MountError> {
+    match device::open() {
+        Ok(device) => match mount_device(&device, target, allow_other) {
+            Ok(()) => Ok(Ok(device)),
+            Err(Errno::PERM) => Ok(Err("this process may not call mount(2)")),
+            Err(Errno::NODEV) => {
+                Err(MountError::NoFuse("the kernel has no FUSE; run `modprobe fuse`".to_owned()))
+            }
+            Err(error) => {
+                let shown = target.display();
+                Err(MountError::Refused(format!("mounting on `{shown}` failed: {error}")))
+            }
+        },
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(MountError::NoFuse(format!(
+            "`{DEVICE}` does not exist; run `modprobe fuse`, \
+             or give the container the device (`--device {DEVICE}`)"
+        ))),
+        Err(_) => Ok(Err("this process may not open /dev/fuse")),
+    }
 }
 
-fn mount_device(device: &File, target: &Path, config: &MountConfig) -> Result<(), Errno> {
-    let allow_other = if config.allow_other { ",allow_other" } else { "" };
+fn mount_device(device: &File, target: &Path, allow_other: bool) -> Result<(), Errno> {
+    let allow_other = if allow_other { ",allow_other" } else { "" };
     let options = format!(
         "fd={},rootmode=40000,user_id={},group_id={},default_permissions{allow_other}",
         device.as_raw_fd(),

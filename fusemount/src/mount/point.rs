@@ -43,6 +43,11 @@ pub(crate) struct MountEntry {
 }
 
 impl MountEntry {
+    /// True for a mount of this program.
+    pub(crate) fn is_own(&self) -> bool {
+        self.kind == "fuse.warpdrive"
+    }
+
     /// True for a FUSE file system of any kind.
     pub(crate) fn is_fuse(&self) -> bool {
         self.kind == "fuse" || self.kind == "fuseblk" || self.kind.starts_with("fuse.")
@@ -89,6 +94,16 @@ pub(crate) fn resolve(path: &Path) -> io::Result<PathBuf> {
     match (path.parent(), path.file_name()) {
         (Some(parent), Some(name)) => Ok(parent.canonicalize()?.join(name)),
         _ => Ok(path),
+    }
+}
+
+/// The path without symbolic links before its last name, which is not looked at: what is mounted
+/// there may not answer yet.
+pub(crate) fn resolve_unseen(path: &Path) -> PathBuf {
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    match (path.parent().and_then(|parent| parent.canonicalize().ok()), path.file_name()) {
+        (Some(parent), Some(name)) => parent.join(name),
+        _ => path,
     }
 }
 

@@ -1,0 +1,71 @@
+//! System calls that rustix does not have: signal handlers, and who is behind a socket.
+//!
+//! Invariant: a signal that ends a holder is never lost, whichever thread it reaches. It handles
+//! SIGTERM and SIGINT of the whole process, so it is for a process that does nothing but hold.
+
+#![allow(unsafe_code)] // That is what such calls take.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd, OwnedFd};
+use std::sync::atomic::{AtomicI32, Ordering};
+
+use rustix::pipe::{PipeFlags, pipe_with};
+
+/// Where the handler writes; a handler has nothing but statics.
+static OUT: AtomicI32 = AtomicI32::new(-1);
+
+extern "C" fn note(_: libc::c_int) {
+    let byte = 0_u8;
+    // SAFETY: `write` may be called in a handler, and the byte outlives the call. A full pipe has
+    // been noted already; errno is only changed when it fails, which a poll loop does not look at.
+    unsafe { libc::write(OUT.load(Ordering::Relaxed), (&raw const byte).cast(), 1) };
+}
+
+/// A descriptor that becomes readable with the first SIGTERM or SIGINT.
+pub(super) fn ending() -> io::Result<OwnedFd> {
+    let (read, write) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
+    // Kept open for good: the handler stays.
+    OUT.store(write.as_raw_fd(), Ordering::Relaxed);
+    let _ = write.into_raw_fd();
+    for signal in [libc::SIGTERM, libc::SIGINT] {
+        install(signal, note, libc::SA_RESTART)?;
+    }
+    Ok(read)
+}
+
+/// Installs a handler that does nothing which a handler must not.
+pub(crate) fn install(
+    signal: libc::c_int,
+    handler: extern "C" fn(libc::c_int),
+    flags: libc::c_int,
+) -> io::Result<()> {
+    // SAFETY: a zeroed `sigaction` is a valid one, and the handler lives as long as the program.
+    let code = unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = handler as usize;
+        action.sa_flags = flags;
+        libc::sigaction(signal, &raw const action, std::ptr::null_mut())
+    };
+    if code == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Process and user behind a local socket. The process is 0 when it is in a process namespace that
+/// this one does not see, as the other containers of a pod are.
+pub(super) fn peer(socket: BorrowedFd<'_>) -> io::Result<(u32, u32)> {
+    let mut found = libc::ucred { pid: 0, uid: u32::MAX, gid: u32::MAX };
+    let mut length = libc::socklen_t::try_from(size_of::<libc::ucred>()).expect("12 bytes");
+    // SAFETY: the kernel writes at most `length` bytes to `found`, which any bytes are valid for.
+    let code = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERCRED,
+            (&raw mut found).cast(),
+            &raw mut length,
+        )
+    };
+    if code != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok((u32::try_from(found.pid).unwrap_or(0), found.uid))
+}
