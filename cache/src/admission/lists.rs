@@ -169,9 +169,8 @@ impl Residents {
         Some(place)
     }
 
-    /// Takes a node out of the list that it is in and forgets it. Answers what it was.
-    pub(super) fn drop_from(&mut self, list: &mut List, place: Place) -> Node {
-        self.unlink(list, place);
+    /// Forgets a node that is in no list. Answers what it was.
+    pub(super) fn remove(&mut self, place: Place) -> Node {
         let node = self.nodes[place as usize].clone();
         self.places.remove(&node.item);
         self.free.push(place);
@@ -194,19 +193,20 @@ impl Residents {
         }
     }
 
-    /// Makes a node the oldest of `list`; it is in no list.
-    pub(super) fn push_oldest(&mut self, list: &mut List, place: Place) {
-        let old = list.oldest;
-        let node = &mut self.nodes[place as usize];
-        node.older = NIL;
-        node.newer = old;
-        list.bytes += node.bytes;
-        list.len += 1;
-        list.oldest = place;
-        match old {
-            NIL => list.newest = place,
-            old => self.nodes[old as usize].older = place,
+    /// Appends a whole list at the old end of another.
+    pub(super) fn join(&mut self, list: &mut List, older: List) {
+        if list.len == 0 {
+            *list = older;
+            return;
         }
+        if older.len == 0 {
+            return;
+        }
+        self.nodes[list.oldest as usize].older = older.newest;
+        self.nodes[older.newest as usize].newer = list.oldest;
+        list.oldest = older.oldest;
+        list.len += older.len;
+        list.bytes += older.bytes;
     }
 
     /// Takes a node out of `list`, which it is in.
@@ -255,16 +255,18 @@ mod tests {
         let places: Vec<_> = (1..=3).map(|n| all.add(&mut list, node(n)).unwrap()).collect();
         assert_eq!((list.len, list.bytes, all.bytes()), (3, 6, 6));
         all.unlink(&mut list, places[1]);
-        all.push_oldest(&mut other, places[1]);
+        all.push(&mut other, places[1]);
         all.unlink(&mut list, places[0]);
-        all.push_oldest(&mut other, places[0]);
-        assert_eq!(other.oldest(), Some(places[0]));
-        assert_eq!(other.newest(), Some(places[1]));
+        all.push(&mut other, places[0]);
+        assert_eq!(other.oldest(), Some(places[1]));
+        assert_eq!(other.newest(), Some(places[0]));
         assert_eq!((list.bytes, other.bytes), (3, 3));
-        assert_eq!(all.drop_from(&mut other, places[0]).item, Item(1));
-        assert_eq!(all.drop_from(&mut other, places[1]).item, Item(2));
+        all.join(&mut other, std::mem::take(&mut list));
+        assert_eq!((other.oldest(), other.bytes, other.len), (Some(places[2]), 6, 3));
+        all.unlink(&mut other, places[1]);
+        assert_eq!(all.remove(places[1]).item, Item(2));
         assert_eq!(all.find(Item(2)), None);
-        assert_eq!((other.len, other.oldest(), all.bytes(), all.len()), (0, None, 3, 1));
+        assert_eq!((other.len, all.bytes(), all.len()), (2, 4, 2));
         // A freed place is used again.
         all.add(&mut other, node(9)).unwrap();
         assert_eq!(all.nodes.len(), 3);

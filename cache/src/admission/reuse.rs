@@ -1,0 +1,212 @@
+//! How a data set is read: in full passes, or some objects far more often than others.
+//!
+//! Invariant: at most [`SAMPLED`] objects of a set are watched, whatever its size, chosen by hash
+//! (every use of a chosen object is seen). Watching a use is one step, amortised.
+//!
+//! The test needs neither the size of the set nor that of the cache. Let `m` be the mean number of
+//! uses of the set between two uses of one object. Of the repetitions, those that come before `m/4`
+//! are at least `1 - exp(-1/4)` = 22 % when objects are drawn independently, whatever their
+//! popularities (a mixture of exponentials has more mass near zero than the exponential of its mean);
+//! 3 % in shuffled epochs (the distance is the sum of two uniform ones); none in sequential ones.
+
+use super::Item;
+use super::lists::{U64Map, mix};
+
+/// Objects watched in a set: 3 % of early repetitions is told from 22 % by 64 of them.
+const SAMPLED: usize = 256;
+
+/// Repetitions before anything is concluded: a quarter of a pass at most.
+const ENOUGH: f64 = 64.0;
+
+/// Repetitions after which the old ones count half, so that a change shows within one more pass.
+const WINDOW: f64 = 192.0;
+
+/// Repetitions that only teach the mean.
+const FIRST: f64 = 8.0;
+
+/// Above this share of early repetitions, some objects are worth more than others.
+const EVICT_ABOVE: f64 = 0.15;
+
+/// Below this share, it is passes. Between the two nothing changes.
+const KEEP_BELOW: f64 = 0.09;
+
+/// What is left of the longest distance with each repetition that is shorter: half after 1,400 of them, five
+/// passes or more.
+const LONGEST_DECAY: f64 = 1.0 - 1.0 / 2048.0;
+
+/// A run of sampled objects never seen before, in a set that was read in passes, means that another
+/// data set is read under the same prefix.
+const SHIFT_RUN: u32 = 24;
+
+/// What the sample says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Pattern {
+    /// Nothing was used twice, or too little.
+    Unknown,
+    /// Full passes.
+    Passes,
+    /// Some objects return long before the others.
+    Skewed,
+    /// Between the two.
+    Unclear,
+}
+
+/// The sample of one set.
+#[derive(Debug)]
+pub(super) struct Reuse {
+    last: U64Map<u64, u64>,
+    /// Hashes up to this are watched.
+    threshold: u64,
+    weight: f64,
+    early: f64,
+    mean: f64,
+    longest: f64,
+    mean_bytes: f64,
+    /// Sampled first uses in a row, and the clock when the run began.
+    run: u32,
+    run_began: u64,
+    needed_run: u32,
+    /// The clock before which everything belongs to the data set before.
+    shifted_at: Option<u64>,
+    returns: u32,
+    expired_at: u64,
+    /// Work done, in entries looked at.
+    pub(super) steps: u64,
+}
+
+impl Default for Reuse {
+    fn default() -> Self {
+        Self {
+            last: U64Map::default(),
+            threshold: u64::MAX,
+            weight: 0.0,
+            early: 0.0,
+            mean: 0.0,
+            longest: 0.0,
+            mean_bytes: 0.0,
+            run: 0,
+            run_began: 0,
+            needed_run: SHIFT_RUN,
+            shifted_at: None,
+            returns: 0,
+            expired_at: 0,
+            steps: 0,
+        }
+    }
+}
+
+impl Reuse {
+    /// A use of an object at the set's clock (which counts uses). `horizon`: repetitions later than
+    /// this are of no use to anybody, because no cache of this size would bridge them.
+    pub(super) fn observe(&mut self, item: Item, bytes: u64, clock: u64, horizon: u64) {
+        self.mean_bytes += (bytes as f64 - self.mean_bytes) / (clock.clamp(1, 1_000) as f64);
+        let hash = mix(item.0.rotate_left(17) ^ 0x7f4a_7c15);
+        if hash > self.threshold {
+            return;
+        }
+        self.steps += 1;
+        match self.last.insert(hash, clock) {
+            Some(before) => self.repeated(before, bytes, clock),
+            None => self.fresh(clock),
+        }
+        // An expiry looks at the whole sample, so it must be rare: twice a sample's worth of uses.
+        if self.last.len() > SAMPLED || clock - self.expired_at > self.interval() {
+            self.expire(clock, horizon);
+        }
+    }
+
+    fn interval(&self) -> u64 {
+        (SAMPLED as u64 * 2).max(self.objects())
+    }
+
+    fn repeated(&mut self, before: u64, bytes: u64, clock: u64) {
+        self.run = 0;
+        if self.shifted_at.is_some_and(|at| before < at) {
+            self.returns += 1;
+            // Two of the old objects: it was a visit elsewhere, not a move. The next one has to last longer.
+            if self.returns >= 2 {
+                self.shifted_at = None;
+                self.needed_run = self.needed_run.saturating_mul(2);
+            }
+        }
+        let distance = (clock - before) as f64;
+        // One tiny file that is read all the time says nothing of the set; one huge one not all.
+        let weight = (bytes as f64 / self.mean_bytes.max(1.0)).clamp(0.01, 4.0);
+        if self.weight >= FIRST && distance < self.mean / 4.0 {
+            self.early += weight;
+        }
+        self.weight += weight;
+        self.mean += (distance - self.mean) * weight / self.weight;
+        self.longest = (self.longest * LONGEST_DECAY).max(distance);
+        if self.weight > WINDOW {
+            self.weight /= 2.0;
+            self.early /= 2.0;
+        }
+    }
+
+    fn fresh(&mut self, clock: u64) {
+        if self.run == 0 {
+            self.run_began = clock;
+        }
+        self.run += 1;
+        if self.run == self.needed_run && self.pattern() == Pattern::Passes {
+            self.shifted_at = Some(self.run_began);
+            self.returns = 0;
+        }
+    }
+
+    /// Forgets what would return too late, and halves the share that is watched while there are too many.
+    fn expire(&mut self, clock: u64, horizon: u64) {
+        self.expired_at = clock;
+        self.steps += self.last.len() as u64;
+        self.last.retain(|_, at| clock - *at <= horizon);
+        while self.last.len() > SAMPLED {
+            self.threshold /= 2;
+            let threshold = self.threshold;
+            self.steps += self.last.len() as u64;
+            self.last.retain(|hash, _| *hash <= threshold);
+        }
+        if self.last.len() < SAMPLED / 4 && self.threshold < u64::MAX {
+            self.threshold = self.threshold.saturating_mul(2);
+        }
+    }
+
+    /// About how many objects the set has.
+    pub(super) fn objects(&self) -> u64 {
+        let share = (self.threshold as f64 / u64::MAX as f64).max(1e-12);
+        (self.last.len() as f64 / share) as u64
+    }
+
+    /// Passes or not.
+    pub(super) fn pattern(&self) -> Pattern {
+        if self.weight < ENOUGH {
+            return Pattern::Unknown;
+        }
+        match self.early / self.weight {
+            share if share > EVICT_ABOVE => Pattern::Skewed,
+            share if share < KEEP_BELOW => Pattern::Passes,
+            _ => Pattern::Unclear,
+        }
+    }
+
+    /// Repetitions that came early, of all, in percent; `None` before there were enough.
+    pub(super) fn early_percent(&self) -> Option<f64> {
+        (self.weight >= ENOUGH).then(|| 100.0 * self.early / self.weight)
+    }
+
+    /// True once objects returned.
+    pub(super) fn repeats(&self) -> bool {
+        self.weight >= FIRST
+    }
+
+    /// Uses of the set after which an object that did not return will not: twice the mean is the longest
+    /// distance in shuffled epochs.
+    pub(super) fn stale_after(&self) -> Option<u64> {
+        (self.weight >= ENOUGH).then(|| (self.mean * 2.25).max(self.longest * 1.1) as u64 + 1)
+    }
+
+    /// The clock before which everything belongs to a data set that is not read any more.
+    pub(super) fn shifted_at(&self) -> Option<u64> {
+        self.shifted_at
+    }
+}
