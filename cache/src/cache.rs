@@ -12,16 +12,21 @@ use store::Store;
 use tokio::sync::Semaphore;
 use twox_hash::XxHash3_64;
 
-use crate::blocks::{BlockCache, HybridBlocks, Refused};
+use crate::blocks::{BlockCache, Refused};
 use crate::fetch::{Fetcher, Gate, Origin};
+use crate::files::FileTier;
 use crate::lists::ListCache;
 use crate::metadata::MetadataCache;
 use crate::prefetch::Prefetcher;
 use crate::stats::{FetchStats, PrefetchStats, Stats};
+use crate::tiers::TieredBlocks;
 use crate::{CacheConfig, CachedStore, Metrics, StorePolicy};
 
 /// How often gauges are brought up to date: more often than anything scrapes.
 const GAUGE_INTERVAL: Duration = Duration::from_secs(2);
+
+/// Objects that are completed in the background at once; another is when it is opened the next time.
+const COMPLETIONS: usize = 4;
 
 /// Permits of the body window are handed out in this unit, because a semaphore counts in 32 bits.
 pub(crate) const WINDOW_UNIT_BYTES: u64 = 1024;
@@ -51,10 +56,14 @@ fn holder(pid: Option<u32>) -> String {
 pub(crate) struct Shared {
     pub(crate) config: CacheConfig,
     pub(crate) blocks: Arc<dyn BlockCache>,
+    /// Whole objects as files, where they are kept so.
+    pub(crate) files: Option<Arc<FileTier>>,
     pub(crate) fetcher: Arc<Fetcher>,
     pub(crate) prefetcher: Prefetcher,
     /// Bytes that bodies may have fetched ahead of their readers, in [`WINDOW_UNIT_BYTES`].
     pub(crate) window: Arc<Semaphore>,
+    /// Objects that are completed in the background because they were opened again.
+    pub(crate) completions: Semaphore,
     pub(crate) metrics: Metrics,
 }
 
@@ -62,6 +71,7 @@ impl Shared {
     pub(crate) fn new(
         config: CacheConfig,
         blocks: Arc<dyn BlockCache>,
+        files: Option<Arc<FileTier>>,
         metrics: Metrics,
     ) -> Arc<Self> {
         let fetcher = Fetcher::new(&config, Arc::clone(&blocks), metrics.clone());
@@ -69,8 +79,10 @@ impl Shared {
         Arc::new(Self {
             prefetcher: Prefetcher::new(&config),
             window: Arc::new(Semaphore::new(units.min(Semaphore::MAX_PERMITS))),
+            completions: Semaphore::new(COMPLETIONS),
             config,
             blocks,
+            files,
             fetcher,
             metrics,
         })
@@ -91,10 +103,11 @@ impl Cache {
     /// Must be called within a tokio runtime.
     pub async fn open(config: CacheConfig, metrics: Metrics) -> Result<Arc<Self>, OpenError> {
         let config = config.checked().map_err(OpenError::Invalid)?;
-        let blocks = HybridBlocks::open(&config, &metrics)
+        let blocks = TieredBlocks::open(&config, &metrics)
             .await
             .map_err(|Refused { path, pid }| OpenError::Locked { path, pid })?;
-        let cache = Self::over(config, Arc::new(blocks), metrics);
+        let files = blocks.files().cloned();
+        let cache = Self::with(config, Arc::new(blocks), files, metrics);
         let weak = Arc::downgrade(&cache);
         tokio::spawn(async move {
             let mut tick = tokio::time::interval(GAUGE_INTERVAL);
@@ -107,12 +120,22 @@ impl Cache {
         Ok(cache)
     }
 
+    #[cfg(test)]
     pub(crate) fn over(
         config: CacheConfig,
         blocks: Arc<dyn BlockCache>,
         metrics: Metrics,
     ) -> Arc<Self> {
-        let shared = Shared::new(config, blocks, metrics);
+        Self::with(config, blocks, None, metrics)
+    }
+
+    fn with(
+        config: CacheConfig,
+        blocks: Arc<dyn BlockCache>,
+        files: Option<Arc<FileTier>>,
+        metrics: Metrics,
+    ) -> Arc<Self> {
+        let shared = Shared::new(config, blocks, files, metrics);
         Arc::new(Self { shared, origins: Mutex::default() })
     }
 
@@ -127,6 +150,9 @@ impl Cache {
         policy: StorePolicy,
     ) -> Arc<CachedStore> {
         let id = XxHash3_64::oneshot(identity.as_bytes());
+        if let Some(files) = &self.shared.files {
+            files.pin(id, policy.retention);
+        }
         let config = &self.shared.config;
         let origin = Arc::new(Origin {
             id,

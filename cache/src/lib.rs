@@ -19,6 +19,7 @@ pub mod simulate;
 mod span;
 mod stats;
 mod stored;
+mod tiers;
 mod version;
 
 pub use admission::{Activity, Mode, SetReport, Why};

@@ -15,6 +15,8 @@ pub struct Metrics {
     pub(crate) misses: IntCounter,
     pub(crate) memory_hits: IntCounter,
     pub(crate) disk_hits: IntCounter,
+    pub(crate) file_hits: IntCounter,
+    pub(crate) file_fallbacks: IntCounter,
     pub(crate) size: IntGauge,
     pub(crate) utilization: Gauge,
     pub(crate) evictions: IntCounter,
@@ -42,6 +44,21 @@ pub struct Metrics {
     pub(crate) metadata_misses: IntCounter,
     pub(crate) list_hits: IntCounter,
     pub(crate) list_misses: IntCounter,
+    pub(crate) file_size: IntGauge,
+    pub(crate) file_capacity: IntGauge,
+    pub(crate) files: IntGauge,
+    pub(crate) file_parts: IntGauge,
+    pub(crate) file_published: IntCounter,
+    pub(crate) file_written: IntCounter,
+    pub(crate) file_promoted: IntCounter,
+    pub(crate) file_evictions: IntCounter,
+    pub(crate) file_refused: IntCounterVec,
+    pub(crate) file_bad: IntCounter,
+    pub(crate) file_suspects: IntCounter,
+    pub(crate) file_scrubbed: IntCounter,
+    pub(crate) file_opens: IntCounter,
+    pub(crate) file_swept: IntCounter,
+    pub(crate) file_compactions: IntCounter,
 }
 
 impl Metrics {
@@ -100,6 +117,11 @@ impl Metrics {
             )?,
             memory_hits: tier_hits.with_label_values(&["memory"]),
             disk_hits: tier_hits.with_label_values(&["disk"]),
+            file_hits: tier_hits.with_label_values(&["files"]),
+            file_fallbacks: counter(
+                "warpdrive_cache_file_fallbacks_total",
+                "Bodies that went on without the file that they were read from",
+            )?,
             size: gauge("warpdrive_cache_size_bytes", "Bytes in the largest tier that is in use")?,
             utilization,
             evictions: counter("warpdrive_cache_evictions_total", "Evictions of all tiers")?,
@@ -181,6 +203,55 @@ impl Metrics {
             list_misses: counter(
                 "warpdrive_cache_list_miss_total",
                 "Listing pages from the origin",
+            )?,
+            file_size: gauge("warpdrive_cache_file_bytes", "Bytes of files and parts on disk")?,
+            file_capacity: gauge(
+                "warpdrive_cache_file_capacity_bytes",
+                "Bytes that files may take now: the high water less what blocks take",
+            )?,
+            files: gauge("warpdrive_cache_files", "Objects that lie whole as files")?,
+            file_parts: gauge("warpdrive_cache_file_parts", "Objects that are becoming files")?,
+            file_published: counter(
+                "warpdrive_cache_file_published_total",
+                "Objects that became files",
+            )?,
+            file_written: counter(
+                "warpdrive_cache_file_written_bytes_total",
+                "Bytes written to files",
+            )?,
+            file_promoted: counter(
+                "warpdrive_cache_file_promoted_bytes_total",
+                "Bytes copied into files from blocks that were here already",
+            )?,
+            file_evictions: tier_evictions.with_label_values(&["files"]),
+            file_refused: counters(
+                "warpdrive_cache_file_refused_total",
+                "Objects that did not become files",
+                "reason",
+            )?,
+            file_bad: counter(
+                "warpdrive_cache_file_bad_total",
+                "Files that did not hold what they should and were removed",
+            )?,
+            file_suspects: counter(
+                "warpdrive_cache_file_suspect_total",
+                "Files that were verified because of a doubt",
+            )?,
+            file_scrubbed: counter(
+                "warpdrive_cache_file_scrubbed_bytes_total",
+                "Bytes of files that the scrubber verified",
+            )?,
+            file_opens: counter(
+                "warpdrive_cache_file_opens_total",
+                "Files and parts opened by the cache",
+            )?,
+            file_swept: counter(
+                "warpdrive_cache_file_swept_total",
+                "Files removed because the journal did not name them",
+            )?,
+            file_compactions: counter(
+                "warpdrive_cache_file_journal_compactions_total",
+                "Times that the journal of files was written anew",
             )?,
         })
     }

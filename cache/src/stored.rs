@@ -34,6 +34,7 @@ pub use warm::Warmed;
 /// `get` without `if_match` returns attributes, at the price of at most one HEAD per version where
 /// nothing else has brought them. `get` with `if_match` returns what attributes are known and asks for
 /// none: whoever names a version has asked about it before.
+#[derive(Clone)]
 pub struct CachedStore {
     shared: Arc<Shared>,
     origin: Arc<Origin>,
@@ -186,11 +187,18 @@ impl Residency for CachedStore {
 
     async fn local_copy(
         &self,
-        _: &ObjectKey,
-        _: &ETag,
-        _: u64,
+        key: &ObjectKey,
+        etag: &ETag,
+        size: u64,
     ) -> std::result::Result<LocalCopy, NoCopy> {
-        Err(NoCopy::Off)
+        let Some(files) = &self.shared.files else { return Err(NoCopy::Off) };
+        let object = self.version_of(key, etag, size);
+        files.copy(&object).map_err(|(reason, again)| {
+            if again {
+                self.complete(object);
+            }
+            reason
+        })
     }
 }
 

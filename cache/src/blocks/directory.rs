@@ -103,12 +103,12 @@ impl Directory {
 
     /// Makes the content fit `layout`: content of another layout is removed. Returns the layout that
     /// was found, if it was another one.
-    pub(crate) fn prepare(&self, layout: &str) -> Result<Option<String>, Trouble> {
+    pub(crate) fn prepare(&self, layout: &str) -> Result<Option<String>, String> {
         let wanted = format!("warpdrive-cache {FORMAT} {layout}\n");
         let file = self.path.join(LAYOUT);
         let found = fs::read(&file).ok().map(|raw| String::from_utf8_lossy(&raw).into_owned());
         let fail = |e: std::io::Error| {
-            Trouble::Unusable(format!("cannot prepare `{}`: {e}", self.path.display()))
+            format!("cannot prepare `{}`: {e}", self.path.display())
         };
         if found.as_ref() == Some(&wanted) {
             return Ok(None);

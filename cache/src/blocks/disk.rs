@@ -12,7 +12,7 @@ use foyer::{
 };
 
 use super::codec::Block;
-use super::directory::{Directory, Trouble};
+use super::directory::Directory;
 use super::picker::{Occupancy, OldestFirst};
 use super::writer::{Engine, PAGE_BYTES};
 use crate::version::BlockKey;
@@ -132,21 +132,20 @@ pub(crate) struct Opened {
     pub(crate) engine: Engine,
     pub(crate) layout: Layout,
     pub(crate) occupancy: Arc<Occupancy>,
-    pub(crate) directory: Directory,
+    pub(crate) directory: Arc<Directory>,
 }
 
-/// Opens the directory and recovers what it holds.
+/// Recovers what the directory holds, or says why it cannot be used. `spare_bytes` of the file system are
+/// taken by what gives way to blocks.
 pub(crate) async fn open(
     config: &CacheConfig,
     disk: &DiskConfig,
+    directory: Arc<Directory>,
+    spare_bytes: u64,
     listener: Arc<super::hybrid::Departures>,
     metrics: &Metrics,
-) -> Result<Opened, Trouble> {
-    let path = disk.path.clone();
-    let directory = tokio::task::spawn_blocking(move || Directory::open(&path))
-        .await
-        .map_err(|e| Trouble::Unusable(e.to_string()))??;
-    let available = directory.available_bytes();
+) -> Result<Opened, String> {
+    let available = directory.available_bytes().saturating_add(spare_bytes);
     let capacity = disk.capacity_bytes.min(available);
     if capacity < disk.capacity_bytes {
         tracing::warn!(
@@ -158,14 +157,10 @@ pub(crate) async fn open(
     }
     // The capacity that was configured decides about groups, so that a fuller disk does not change
     // the layout and with it discard the content.
-    let mut layout =
-        Layout::new(config.block_bytes, disk.capacity_bytes).map_err(Trouble::Unusable)?;
+    let mut layout = Layout::new(config.block_bytes, disk.capacity_bytes)?;
     layout.groups = capacity / layout.group_bytes;
     if layout.groups < MIN_GROUPS / 2 {
-        return Err(Trouble::Unusable(format!(
-            "only {available} bytes are free in `{}`",
-            disk.path.display()
-        )));
+        return Err(format!("only {available} bytes are free in `{}`", disk.path.display()));
     }
     if let Some(found) = directory.prepare(&layout.describe(config.block_bytes))? {
         tracing::warn!(
@@ -177,7 +172,7 @@ pub(crate) async fn open(
     directory.trim(layout.groups);
     let occupancy = Arc::<Occupancy>::default();
     let unusable = |what: &str, error: &dyn std::fmt::Display| {
-        Trouble::Unusable(format!("{what} `{}`: {error}", disk.path.display()))
+        format!("{what} `{}`: {error}", disk.path.display())
     };
     let device = FsDeviceBuilder::new(directory.blocks())
         .with_capacity((layout.groups * layout.group_bytes) as usize)

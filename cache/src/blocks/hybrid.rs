@@ -21,7 +21,7 @@ use super::{BlockCache, Remembered, disk};
 use crate::files::WholeFile;
 use crate::stats::{TierState, TierStats};
 use crate::version::{BlockKey, Version};
-use crate::{CacheConfig, DiskConfig, Metrics};
+use crate::{CacheConfig, Metrics};
 
 /// Bytes of blocks that wait for the disk, beside those in foyer's buffers.
 const QUEUE_BYTES: u64 = 48 << 20;
@@ -56,7 +56,7 @@ struct Disk {
     capacity_bytes: u64,
     closed: AtomicBool,
     /// Holds the lock as long as files may be written.
-    _directory: Directory,
+    _directory: Arc<Directory>,
 }
 
 #[derive(Debug)]
@@ -72,34 +72,65 @@ impl HybridBlocks {
     /// Opens both tiers. A disk tier that cannot be used is left off, said once and kept in
     /// [`BlockCache::disk_state`]; only a directory of another process is an error.
     pub(crate) async fn open(config: &CacheConfig, metrics: &Metrics) -> Result<Self, Refused> {
-        let departures =
-            Departures { metrics: metrics.clone(), final_: AtomicBool::new(config.disk.is_none()) };
-        let departures = Arc::new(departures);
-        let mut off = None;
-        if let Some(disk) = &config.disk {
-            match Self::with_disk(config, disk, &departures, metrics).await {
-                Ok(opened) => return Ok(opened),
-                Err(Trouble::Locked(refused)) => return Err(refused),
-                Err(Trouble::Unusable(reason)) => {
-                    tracing::warn!(reason, "the cache runs without its disk tier");
-                    off = Some(reason);
-                }
+        let Some(disk) = &config.disk else {
+            return Ok(Self::in_memory_alone(config, metrics, None).await);
+        };
+        let path = disk.path.clone();
+        let directory = tokio::task::spawn_blocking(move || Directory::open(&path)).await;
+        match directory {
+            Ok(Ok(directory)) => Ok(Self::open_in(config, metrics, Arc::new(directory), 0).await),
+            Ok(Err(Trouble::Locked(refused))) => Err(refused),
+            Ok(Err(Trouble::Unusable(reason))) => {
+                Ok(Self::without_disk(config, metrics, reason).await)
             }
+            Err(error) => Ok(Self::without_disk(config, metrics, error.to_string()).await),
         }
-        departures.final_.store(true, Ordering::Relaxed);
+    }
+
+    /// As [`Self::open`], in a directory that this process holds, where `spare_bytes` are taken by what
+    /// gives way to blocks.
+    pub(crate) async fn open_in(
+        config: &CacheConfig,
+        metrics: &Metrics,
+        directory: Arc<Directory>,
+        spare_bytes: u64,
+    ) -> Self {
+        let Some(disk) = &config.disk else {
+            return Self::in_memory_alone(config, metrics, None).await;
+        };
+        let departures =
+            Departures { metrics: metrics.clone(), final_: AtomicBool::new(false) };
+        let opened = disk::open(config, disk, directory, spare_bytes, Arc::new(departures), metrics);
+        match opened.await {
+            Ok(opened) => Self::with_disk(opened, metrics),
+            Err(reason) => Self::without_disk(config, metrics, reason).await,
+        }
+    }
+
+    /// Memory alone, because of what is said here, once.
+    pub(crate) async fn without_disk(
+        config: &CacheConfig,
+        metrics: &Metrics,
+        reason: String,
+    ) -> Self {
+        tracing::warn!(reason, "the cache runs without its disk tier");
+        Self::in_memory_alone(config, metrics, Some(reason)).await
+    }
+
+    async fn in_memory_alone(
+        config: &CacheConfig,
+        metrics: &Metrics,
+        off: Option<String>,
+    ) -> Self {
+        let departures = Departures { metrics: metrics.clone(), final_: AtomicBool::new(true) };
+        let departures = Arc::new(departures);
         let engine = disk::open_memory(config, departures)
             .await
             .expect("a memory tier does no I/O that could fail");
-        Ok(Self { engine, disk: None, off, metrics: metrics.clone() })
+        Self { engine, disk: None, off, metrics: metrics.clone() }
     }
 
-    async fn with_disk(
-        config: &CacheConfig,
-        disk: &DiskConfig,
-        departures: &Arc<Departures>,
-        metrics: &Metrics,
-    ) -> Result<Self, Trouble> {
-        let opened = disk::open(config, disk, Arc::clone(departures), metrics).await?;
+    fn with_disk(opened: disk::Opened, metrics: &Metrics) -> Self {
         let layout = opened.layout;
         let writer = Writer::start(
             opened.engine.clone(),
@@ -117,7 +148,14 @@ impl HybridBlocks {
             _directory: opened.directory,
         };
         let metrics = metrics.clone();
-        Ok(Self { engine: opened.engine, disk: Some(tier), off: None, metrics })
+        Self { engine: opened.engine, disk: Some(tier), off: None, metrics }
+    }
+
+    /// Keeps a block in memory, and nowhere else.
+    pub(crate) fn keep(&self, key: &BlockKey, data: Bytes) {
+        let block = Block::new(key, data);
+        let properties = HybridCacheProperties::default().with_location(Location::InMem);
+        self.engine.memory().insert_with_properties(key.clone(), block, properties);
     }
 
     fn open_disk(&self) -> Option<&Disk> {

@@ -10,7 +10,9 @@ use store::{Error, ErrorKind, ObjectKey, ObjectMeta, Result};
 
 use super::CachedStore;
 use super::lookup::keys;
-use crate::fetch::{FILL_PATIENCE, Priority, Want, Wanted};
+use crate::cache::Shared;
+use crate::fetch::{FILL_PATIENCE, Origin, Priority, Want, Wanted};
+use crate::files::FileTier;
 use crate::span::{block_count, block_range};
 use crate::version::Version;
 
@@ -52,12 +54,15 @@ impl CachedStore {
             Error::new(ErrorKind::Unsupported, context)
         })?;
         let mut fetched_bytes = 0;
+        if let Some(files) = &self.shared.files {
+            files.want_whole(&object);
+        }
         let mut resident_bytes = self.resident_bytes(&object, true).await;
         for _ in 0..ROUNDS {
             if resident_bytes == size {
                 break;
             }
-            fetched_bytes += self.fill(&object, count).await?;
+            fetched_bytes += fill(&self.shared, &self.origin, &object, count).await?;
             self.shared.blocks.flush().await;
             resident_bytes = self.resident_bytes(&object, true).await;
         }
@@ -79,62 +84,35 @@ impl CachedStore {
         "evicted by other blocks while it was being filled: the cache is full".to_owned()
     }
 
-    /// Fetches what is missing, a few merged GETs at a time. Returns the bytes that were missing
-    /// everywhere.
-    async fn fill(&self, object: &Arc<Version>, count: u32) -> Result<u64> {
-        let step = self.shared.config.fetch_blocks().saturating_mul(WARM_FETCHES);
-        let blocks = &self.shared.blocks;
-        let disk = blocks.disk_state().is_some_and(|s| s.up);
-        let mut fetched = 0;
-        let mut start = 0;
-        while start < count {
-            let end = start.saturating_add(step).min(count);
-            // Runs of blocks that the tier lacks; what it has is not even read.
-            let missing: Vec<u32> = keys(object, start..end)
-                // What a disk that takes nothing still has is not fetched either.
-                .filter(|key| !blocks.on_disk(key) && (disk || !blocks.in_memory(key)))
-                .map(|key| key.index)
-                .collect();
-            start = end;
-            for run in missing.chunk_by(|a, b| a + 1 == *b) {
-                let (Some(first), Some(last)) = (run.first(), run.last()) else { continue };
-                let (origin, priority) = (&self.origin, Priority::Prefetch);
-                let range = *first..*last + 1;
-                let blocks_of = range.clone();
-                let want =
-                    Want { origin, object, blocks: blocks_of, priority, ahead: false, cold: false };
-                for (key, wanted) in keys(object, range).zip(self.shared.fetcher.want(&want)) {
-                    match wanted {
-                        // In memory and not on disk: it was dropped once, and is written again.
-                        Wanted::Ready(data) => {
-                            if let Some(spill) = blocks.insert(key, data, FILL_PATIENCE) {
-                                spill.await;
-                            }
-                        }
-                        Wanted::Flight(flight) => {
-                            let ended = "the task that fetched a block ended early";
-                            let landed = flight
-                                .wait()
-                                .await
-                                .unwrap_or_else(|| Err(Error::new(ErrorKind::Internal, ended)));
-                            if let Err(error) = &landed
-                                && error.kind() == ErrorKind::PreconditionFailed
-                            {
-                                self.origin.meta.forget(&object.key, object.etag());
-                            }
-                            fetched += landed?.len() as u64;
-                        }
-                    }
-                }
+    /// Completes an object that was opened again, in the background, where that is worth it: it is
+    /// small, or most of it is here.
+    pub(super) fn complete(&self, object: Arc<Version>) {
+        let Some(count) = block_count(self.shared.config.block_bytes, object.meta.size) else { return };
+        let store = self.clone();
+        tokio::spawn(async move {
+            // Whoever comes while enough are being completed comes again.
+            let Ok(_turn) = store.shared.completions.try_acquire() else { return };
+            let Some(files) = &store.shared.files else { return };
+            let held = || store.resident_bytes(&object, false);
+            if !FileTier::is_small(object.meta.size) && held().await < object.meta.size / 2 {
+                return;
             }
-        }
-        Ok(fetched)
+            if !files.want_whole(&object) {
+                return;
+            }
+            if let Err(error) = fill(&store.shared, &store.origin, &object, count).await {
+                tracing::debug!(key = %object.key, %error, "an object was not completed");
+            }
+        });
     }
 
     /// Bytes of a version that are held: in any tier, or only in the one that keeps them.
     pub(super) async fn resident_bytes(&self, object: &Arc<Version>, kept: bool) -> u64 {
         let block_bytes = self.shared.config.block_bytes;
         let size = object.meta.size;
+        if self.shared.files.as_ref().is_some_and(|files| files.is_whole(object)) {
+            return size;
+        }
         let blocks = &self.shared.blocks;
         // A disk tier that takes nothing now is still the one that was meant to keep them.
         let disk = blocks.disk_state().is_some();
@@ -155,4 +133,61 @@ impl CachedStore {
         }
         held
     }
+}
+
+/// Fetches what is missing, a few merged GETs at a time. Returns the bytes that were missing
+/// everywhere.
+async fn fill(
+    shared: &Arc<Shared>,
+    origin: &Arc<Origin>,
+    object: &Arc<Version>,
+    count: u32,
+) -> Result<u64> {
+    let step = shared.config.fetch_blocks().saturating_mul(WARM_FETCHES);
+    let blocks = &shared.blocks;
+    let disk = blocks.disk_state().is_some_and(|s| s.up);
+    let mut fetched = 0;
+    let mut start = 0;
+    while start < count {
+        let end = start.saturating_add(step).min(count);
+        // Runs of blocks that the tier lacks; what it has is not even read.
+        let missing: Vec<u32> = keys(object, start..end)
+            // What a disk that takes nothing still has is not fetched either.
+            .filter(|key| !blocks.on_disk(key) && (disk || !blocks.in_memory(key)))
+            .map(|key| key.index)
+            .collect();
+        start = end;
+        for run in missing.chunk_by(|a, b| a + 1 == *b) {
+            let (Some(first), Some(last)) = (run.first(), run.last()) else { continue };
+            let (origin, priority) = (origin, Priority::Prefetch);
+            let range = *first..*last + 1;
+            let blocks_of = range.clone();
+            let want =
+                Want { origin, object, blocks: blocks_of, priority, ahead: false, cold: false };
+            for (key, wanted) in keys(object, range).zip(shared.fetcher.want(&want)) {
+                match wanted {
+                    // In memory and not on disk: it was dropped once, and is written again.
+                    Wanted::Ready(data) => {
+                        if let Some(spill) = blocks.insert(key, data, FILL_PATIENCE) {
+                            spill.await;
+                        }
+                    }
+                    Wanted::Flight(flight) => {
+                        let ended = "the task that fetched a block ended early";
+                        let landed = flight
+                            .wait()
+                            .await
+                            .unwrap_or_else(|| Err(Error::new(ErrorKind::Internal, ended)));
+                        if let Err(error) = &landed
+                            && error.kind() == ErrorKind::PreconditionFailed
+                        {
+                            origin.meta.forget(&object.key, object.etag());
+                        }
+                        fetched += landed?.len() as u64;
+                    }
+                }
+            }
+        }
+    }
+    Ok(fetched)
 }

@@ -1,0 +1,1 @@
+//! The journal at every byte that it can end at.

@@ -1,0 +1,126 @@
+//! Verifying what readers do not see: a file that somebody doubts.
+//!
+//! Invariant: a bad file is condemned before it is unlinked, so that whoever was handed it can hear of
+//! it; it is never patched. A suspect file is handed to nobody until it was verified.
+
+use std::fs::{self, File};
+use std::io;
+use std::sync::Arc;
+
+use super::index::State;
+use super::journal::Record;
+use super::{FileTier, Version, check};
+use crate::admission::Item;
+use crate::version::BlockKey;
+
+/// What a look at a file found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Found {
+    Good,
+    Bad,
+    /// It could not be read just now; it stays suspect.
+    Unread,
+}
+
+impl FileTier {
+    /// Somebody doubts a file: nobody is handed it until it was verified, which begins now.
+    pub(crate) fn suspect(self: &Arc<Self>, object: &Arc<Version>) {
+        let id = object.id();
+        let (unique, sums) = {
+            let mut ledger = self.ledger.lock();
+            let Some(entry) = ledger.index.get(object) else { return };
+            let unique = entry.unique;
+            if !ledger.checking.insert((id, unique)) {
+                return;
+            }
+            let Some(whole) = ledger.index.whole_mut(id, unique) else {
+                ledger.checking.remove(&(id, unique));
+                return;
+            };
+            whole.suspect = true;
+            (unique, Arc::clone(&whole.sums))
+        };
+        self.metrics.file_suspects.inc();
+        let job = self.busy.begin();
+        let (tier, object) = (Arc::clone(self), Arc::clone(object));
+        tokio::spawn(async move {
+            let looking = {
+                let (tier, object) = (Arc::clone(&tier), Arc::clone(&object));
+                move || tier.verify(&object, unique, &sums)
+            };
+            let found = tier.checkers.run(looking).await.unwrap_or(Found::Unread);
+            let settling = Arc::clone(&tier);
+            let settled = move || settling.settle(id, unique, found);
+            _ = tokio::task::spawn_blocking(settled).await;
+            drop(job);
+        });
+    }
+
+    fn verify(&self, object: &Arc<Version>, unique: u64, sums: &[u64]) -> Found {
+        match self.try_verify(object, unique, sums) {
+            Ok(true) => Found::Good,
+            Ok(false) => Found::Bad,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Found::Bad,
+            Err(error)
+                if error.raw_os_error().is_some_and(super::kernel::is_short_of_descriptors) =>
+            {
+                Found::Unread
+            }
+            // What cannot be read is as good as gone: it is fetched again.
+            Err(_) => Found::Bad,
+        }
+    }
+
+    fn try_verify(&self, object: &Arc<Version>, unique: u64, sums: &[u64]) -> io::Result<bool> {
+        let file = File::open(self.whole_path(object.id(), unique))?;
+        self.metrics.file_opens.inc();
+        let size = object.meta.size;
+        if file.metadata()?.len() != size {
+            return Ok(false);
+        }
+        for (index, sum) in (0..).zip(sums) {
+            let range = crate::span::block_range(index, self.terms.block_bytes, size);
+            if !check::block_is_good(&file, range, BlockKey::new(object, index).seal(), *sum)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn settle(&self, id: u64, unique: u64, found: Found) {
+        self.ledger.lock().checking.remove(&(id, unique));
+        match found {
+            Found::Unread => {}
+            Found::Good => {
+                let mut journal = self.journal.lock();
+                if let Some(whole) = self.ledger.lock().index.whole_mut(id, unique) {
+                    whole.suspect = false;
+                }
+                _ = journal.append(&Record::Verified { id, unique });
+                self.is_unsynced();
+            }
+            Found::Bad => self.condemn(id, unique),
+        }
+    }
+
+    /// Takes a bad file away.
+    pub(super) fn condemn(&self, id: u64, unique: u64) {
+        {
+            let mut journal = self.journal.lock();
+            let mut ledger = self.ledger.lock();
+            let Some(entry) = ledger.index.remove(id, unique) else { return };
+            ledger.admission.removed(Item(id));
+            drop(ledger);
+            if let State::Whole(whole) = &entry.state {
+                whole.fate.condemn();
+            }
+            _ = journal.append(&Record::Gone { id, unique });
+            tracing::warn!(
+                key = entry.identity.key(),
+                "a file of the cache did not hold what it should: it is removed and fetched again"
+            );
+        }
+        self.metrics.file_bad.inc();
+        _ = fs::remove_file(self.whole_path(id, unique));
+    }
+}
