@@ -26,7 +26,7 @@ use rustix::net::{
 use crate::mount::{MountError, clear_mount_point};
 use connection::Connection;
 use server::{Holder, MAX_PEERS};
-pub(crate) use system::install;
+pub(crate) use system::{install, peer};
 
 /// What a holder is told.
 #[derive(Debug, Clone)]

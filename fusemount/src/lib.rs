@@ -20,4 +20,7 @@ mod registrar;
 pub use config::MountConfig;
 pub use holder::{HolderConfig, hold};
 pub use metrics::Metrics;
-pub use mount::{Mount, MountError, MountPointState, check_mount_point, spawn_holder};
+pub use mount::{
+    HolderStatus, Mount, MountError, MountPointState, check_mount_point, dismiss_worker, end_holder,
+    holder_status, spawn_holder,
+};

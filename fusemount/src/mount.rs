@@ -6,6 +6,7 @@
 
 mod attach;
 mod clear;
+mod inquire;
 mod joined;
 mod link;
 mod loops;
@@ -40,6 +41,7 @@ use loops::{Loops, Prepared};
 pub(crate) use point::{MountEntry, mounted_at};
 pub use point::{MountPointState, check_mount_point};
 pub(crate) use readahead::raise as raise_read_ahead;
+pub use inquire::{HolderStatus, dismiss_worker, end_holder, holder_status};
 pub use spawn::spawn_holder;
 
 /// Event loops for requests. What is in memory is answered in the loop, copying included; eight

@@ -51,7 +51,7 @@ pub(crate) fn install(
 
 /// Process and user behind a local socket. The process is 0 when it is in a process namespace that
 /// this one does not see, as the other containers of a pod are.
-pub(super) fn peer(socket: BorrowedFd<'_>) -> io::Result<(u32, u32)> {
+pub(crate) fn peer(socket: BorrowedFd<'_>) -> io::Result<(u32, u32)> {
     let mut found = libc::ucred { pid: 0, uid: u32::MAX, gid: u32::MAX };
     let mut length = libc::socklen_t::try_from(size_of::<libc::ucred>()).expect("12 bytes");
     // SAFETY: the kernel writes at most `length` bytes to `found`, which any bytes are valid for.

@@ -16,7 +16,7 @@ use rustix::io::Errno;
 use rustix::net::{RecvFlags, Shutdown, shutdown};
 use tokio::sync::watch;
 
-use crate::holder::connect_to;
+use crate::holder::{connect_to, peer};
 use crate::holder::wire::{self, Message};
 
 /// Answers that nobody has taken yet: one, and those that came too late.
@@ -96,6 +96,12 @@ impl Link {
                 _ => tracing::warn!("the mount holder said something that is not understood"),
             }
         }
+    }
+
+    /// The process that listens, where it can be seen from here.
+    pub(super) fn peer(&self) -> Option<u32> {
+        let (pid, _) = peer(self.socket.as_fd()).ok()?;
+        Some(pid).filter(|pid| *pid != 0)
     }
 
     /// What became of the holder.

@@ -1,0 +1,57 @@
+//! What can be asked of a holder without serving its mount.
+//!
+//! Invariant: every question ends within seconds, also when the holder does not answer. Nothing here
+//! reads requests of the kernel.
+
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::MountError;
+use super::joined::{self, Joined};
+use super::link::Link;
+use crate::holder::wire::Message;
+
+/// How long a holder may take to say who it is.
+const PONG_WITHIN: Duration = Duration::from_secs(1);
+
+/// What a holder says of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HolderStatus {
+    /// Its process; `None` where it is in a process namespace that this one does not see.
+    pub pid: Option<u32>,
+    /// Where it has mounted, as it sees it.
+    pub mount_point: PathBuf,
+    /// The process that serves the mount; 1 where it cannot be seen from the holder.
+    pub worker: Option<u32>,
+}
+
+/// Asks the holder behind a socket who it is; `None` where none answers, or this user may not ask.
+pub fn holder_status(socket: &Path) -> Option<HolderStatus> {
+    let link = Link::open(socket, || {}).ok()?;
+    let pid = link.peer();
+    let answer = link.ask(&Message::Ping, &[], PONG_WITHIN);
+    link.close();
+    match answer.ok()?.0 {
+        Message::Pong { worker, target } => Some(HolderStatus {
+            pid,
+            mount_point: OsString::from_vec(target).into(),
+            worker: Some(worker).filter(|worker| *worker != 0),
+        }),
+        _ => None,
+    }
+}
+
+/// Makes the worker of a holder leave, so that its successor can have what it holds besides the
+/// mount: a cache directory, ports. On return it reads no requests any more; those that come wait
+/// for the next worker.
+pub fn dismiss_worker(socket: &Path) -> Result<(), MountError> {
+    Joined::attach(socket, true).map(drop)
+}
+
+/// Ends a holder and its mount, whoever uses it: programs that do get ENOTCONN.
+pub fn end_holder(socket: &Path) -> Result<(), MountError> {
+    let (joined, _devices) = Joined::attach(socket, true)?;
+    joined::unmount(joined.link(), true).map_err(MountError::Refused)
+}
