@@ -23,6 +23,10 @@ pub struct CacheConfig {
     /// Bytes of a block, the unit of caching. A random read of a cold object costs one block; a
     /// sequential read merges blocks up to `max_fetch_bytes`, so small blocks cost it nothing.
     pub block_bytes: u64,
+    /// Bytes of a grain, the unit of small reads that belong to no sequence: such a read fetches at most
+    /// four grains or twice what it asks for. Must divide a block; where it does not, or is 0, every read
+    /// fetches whole blocks.
+    pub grain_bytes: u64,
     /// Ranged GETs in flight at once, of each store: one that hangs takes none from the others. Prefetching may never hold them all.
     pub max_parallel_fetch: usize,
     /// Largest ranged GET that neighbouring missing blocks are merged into.
@@ -52,6 +56,8 @@ impl Default for CacheConfig {
             memory_bytes: 512 * MIB,
             disk: None,
             block_bytes: MIB,
+            // Four of them cost an object store no more than one byte does.
+            grain_bytes: 16 << 10,
             max_parallel_fetch: 16,
             max_fetch_bytes: 8 * MIB,
             readahead_blocks: 4,

@@ -9,6 +9,6 @@ mod flight;
 mod gate;
 
 pub(crate) use assembly::{FILL_PATIENCE, STALL};
-pub(crate) use fetcher::{DISK_READ_LIMIT, Fetcher, Origin, Probe, Want, Wanted};
+pub(crate) use fetcher::{DISK_READ_LIMIT, Fetcher, Origin, PIECE_BYTES, Probe, Want, Wanted};
 pub(crate) use flight::Flight;
-pub(crate) use gate::{Gate, Priority};
+pub(crate) use gate::{Gate, Priority, Urgency};

@@ -7,6 +7,7 @@
 
 mod admission;
 mod blocks;
+mod buffers;
 mod cache;
 mod config;
 mod fetch;

@@ -100,21 +100,43 @@ impl ListCache {
         }
     }
 
-    /// The object that follows `key` in its directory and has the same extension, as far as
+    /// Up to `count` objects that follow `key` in its directory and have the same extension, as far as
     /// listings have shown.
-    pub(crate) fn successor(&self, key: &ObjectKey) -> Option<(ObjectKey, ObjectMeta)> {
+    pub(crate) fn following(&self, key: &ObjectKey, count: usize) -> Vec<(ObjectKey, ObjectMeta)> {
         let (directory, name) = split(key.as_str());
         let extension = name.rsplit_once('.').map(|(_, e)| e);
         let pages = self.pages.lock();
-        pages.held.values().find_map(|held| {
-            let entries = &held.page.entries;
-            let at = entries.binary_search_by(|e| e.key.as_str().cmp(key.as_str())).ok()?;
-            let next = entries.get(at + 1)?;
-            let (next_directory, next_name) = split(next.key.as_str());
-            let alike = next_directory == directory
-                && next_name.rsplit_once('.').map(|(_, e)| e) == extension;
-            alike.then(|| (next.key.clone(), next.meta.clone()))
-        })
+        let mut found: Vec<(ObjectKey, ObjectMeta)> = Vec::new();
+        let mut after = key.clone();
+        while found.len() < count {
+            // The page that names the next key: the one that holds this one, or begins behind it.
+            let place = |held: &Held| {
+                let entries = &held.page.entries;
+                let next = entries.partition_point(|e| e.key.as_str() <= after.as_str());
+                entries.get(next).map(|e| (e.key.clone(), Arc::clone(&held.page), next))
+            };
+            let nearest = pages.held.values().filter_map(place).min_by(|a, b| a.0.cmp(&b.0));
+            let Some((_, page, next)) = nearest else { break };
+            let mut left = false;
+            for entry in &page.entries[next..] {
+                let (its_directory, its_name) = split(entry.key.as_str());
+                if its_directory != directory {
+                    left = true;
+                    break;
+                }
+                if its_name.rsplit_once('.').map(|(_, e)| e) == extension {
+                    found.push((entry.key.clone(), entry.meta.clone()));
+                    if found.len() == count {
+                        break;
+                    }
+                }
+                after = entry.key.clone();
+            }
+            if left {
+                break;
+            }
+        }
+        found
     }
 }
 
@@ -155,15 +177,20 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_next_shard_is_in_the_same_directory_and_of_the_same_kind() {
+    async fn what_follows_is_in_the_same_directory_and_of_the_same_kind() {
         let lists = ListCache::new(100);
-        let keys = ["d/0.tar", "d/1.tar", "d/2.idx", "d/3.tar", "e/0.tar"];
+        let keys = ["d/0.tar", "d/1.tar", "d/2.idx", "d/3.tar"];
         lists.put(&ListRequest::default(), 0, Instant::now(), page(&keys));
-        let after =
-            |key: &str| lists.successor(&ObjectKey::new(key).unwrap()).map(|(k, _)| k.to_string());
-        assert_eq!(after("d/0.tar").as_deref(), Some("d/1.tar"));
-        assert_eq!(after("d/1.tar"), None);
-        assert_eq!(after("d/3.tar"), None);
-        assert_eq!(after("x"), None);
+        let request = ListRequest { prefix: "next".into(), ..ListRequest::default() };
+        lists.put(&request, 0, Instant::now(), page(&["d/4.tar", "d/5.tar", "e/0.tar"]));
+        let after = |key: &str, count: usize| -> Vec<String> {
+            let found = lists.following(&ObjectKey::new(key).unwrap(), count);
+            found.into_iter().map(|(key, _)| key.to_string()).collect()
+        };
+        assert_eq!(after("d/0.tar", 1), ["d/1.tar"]);
+        assert_eq!(after("d/1.tar", 2), ["d/3.tar", "d/4.tar"], "over the end of a page");
+        assert_eq!(after("d/3.tar", 9), ["d/4.tar", "d/5.tar"]);
+        assert_eq!(after("e/0.tar", 1), [""; 0]);
+        assert_eq!(after("x", 1), [""; 0]);
     }
 }

@@ -1,10 +1,11 @@
 //! What to fetch before anyone asks.
 //!
 //! Invariant: it only decides; the fetcher fetches, demand first. Bytes in flight never exceed the
-//! budget. A reader that jumps loses its window at once. Bounded: patterns and unread blocks are
+//! budget. A reader that jumps loses its window at once. Bounded: objects, streams and unread blocks are
 //! remembered up to a limit, the oldest are forgotten.
 
-mod pattern;
+mod streams;
+mod walks;
 
 use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
@@ -16,10 +17,11 @@ use store::ReaderId;
 
 use crate::version::{BlockKey, Version};
 use crate::{CacheConfig, Metrics};
-use pattern::{Limits, Pattern};
+use streams::{Limits, Streams};
+use walks::Walks;
 
-/// Patterns remembered: open files and connections that read at once, with plenty to spare.
-const MAX_PATTERNS: usize = 4096;
+/// Objects whose streams are remembered: those that are read at once, with plenty to spare.
+const MAX_OBJECTS: usize = 4096;
 
 /// Most prefetched blocks that are watched for being read.
 const MAX_UNREAD: usize = 65_536;
@@ -27,22 +29,29 @@ const MAX_UNREAD: usize = 65_536;
 /// What follows from a read.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Plan {
-    /// Bytes of the same object, clipped to it.
+    /// Bytes of the same object to fetch ahead, clipped to it.
     pub(crate) ranges: Vec<Range<u64>>,
-    /// The reader will soon need the beginning of the next object: so many bytes of it.
-    pub(crate) next_object_bytes: Option<u64>,
+    /// The read is part of a sequence, or close to one: what lies around it will be read too.
+    pub(crate) dense: bool,
+    /// All of the object is asked for: its readers will soon want another.
+    pub(crate) ending: bool,
 }
 
+/// Streams of objects, each with the number of its last read.
 #[derive(Debug, Default)]
-struct Patterns {
-    of: HashMap<(ReaderId, u64), Pattern>,
-    order: VecDeque<(ReaderId, u64)>,
+struct Objects {
+    of: HashMap<u64, (Streams, u64)>,
+    /// Objects and the number of a read: the last one where it is still in `of`, else outdated.
+    order: VecDeque<(u64, u64)>,
+    reads: u64,
 }
 
 /// Watches readers.
 #[derive(Debug)]
 pub(crate) struct Prefetcher {
-    patterns: Mutex<Patterns>,
+    objects: Mutex<Objects>,
+    /// Readers that go from object to object.
+    pub(crate) walks: Walks,
     limits: Limits,
 }
 
@@ -51,17 +60,21 @@ impl Prefetcher {
         let first = config.readahead_blocks as u64 * config.block_bytes;
         let limits = Limits {
             first: first.min(config.prefetch_budget_bytes),
-            // Eight merged GETs share the link, so the first of them comes at an eighth of its speed:
-            // what arrives meanwhile must last until the next ones have begun. No reader may have
-            // half of the budget or a quarter of the memory ahead of it.
-            most: (8 * config.max_fetch_bytes)
-                .min(config.prefetch_budget_bytes / 2)
+            // Merged GETs share the link and so end together: some must wait for their turn while
+            // others are answered, or the link stands idle for a round trip each time. No reader may
+            // have three quarters of the budget or a quarter of the memory ahead of it.
+            most: (12 * config.max_fetch_bytes)
+                .min(config.prefetch_budget_bytes / 4 * 3)
                 .min(config.memory_bytes / 4),
             step: config.max_fetch_bytes,
-            // FUSE sends the reads of one readahead window in any order.
-            slack: 2 * config.block_bytes,
+            block: config.block_bytes,
         };
-        Self { patterns: Mutex::default(), limits }
+        Self { objects: Mutex::default(), walks: Walks::default(), limits }
+    }
+
+    /// The most bytes to have ahead of one reader.
+    pub(crate) fn most(&self) -> u64 {
+        self.limits.most
     }
 
     /// Notes a read and says what to fetch next.
@@ -69,19 +82,35 @@ impl Prefetcher {
         if reader == ReaderId::NONE || self.limits.first == 0 || read.is_empty() {
             return Plan::default();
         }
-        let id = (reader, object.id());
-        let mut patterns = self.patterns.lock();
-        if let Some(pattern) = patterns.of.get_mut(&id) {
-            return pattern.observe(read, object.meta.size, self.limits);
+        let size = object.meta.size;
+        if size <= self.limits.block {
+            // One fetch brings all of it.
+            return Plan { ending: true, ..Plan::default() };
         }
-        if patterns.order.len() >= MAX_PATTERNS
-            && let Some(oldest) = patterns.order.pop_front()
-        {
-            patterns.of.remove(&oldest);
+        let mut objects = self.objects.lock();
+        objects.reads += 1;
+        let now = objects.reads;
+        let id = object.id();
+        if let Some((streams, last)) = objects.of.get_mut(&id) {
+            *last = now;
+            return streams.observe(reader.0, read, size, self.limits);
         }
-        patterns.order.push_back(id);
-        patterns.of.insert(id, Pattern::begin(read));
-        Plan::default()
+        while objects.of.len() >= MAX_OBJECTS {
+            let Some((oldest, read)) = objects.order.pop_front() else { break };
+            match objects.of.get(&oldest) {
+                // It was read since: it goes to the end, at most once for each object that came.
+                Some((_, last)) if *last > read => {
+                    let last = *last;
+                    objects.order.push_back((oldest, last));
+                }
+                _ => {
+                    objects.of.remove(&oldest);
+                }
+            }
+        }
+        objects.order.push_back((id, now));
+        let (streams, _) = objects.of.entry(id).or_insert((Streams::default(), now));
+        streams.observe(reader.0, read, size, self.limits)
     }
 }
 
@@ -209,13 +238,35 @@ mod tests {
         assert_eq!(metrics.readahead_wasted.get(), 3, "blocks 0, 2 and 3");
     }
 
+    fn object(n: u64, size: u64) -> Version {
+        let meta = ObjectMeta { size, ..block(0).object.meta.clone() };
+        Version::new(n, ObjectKey::new("k").unwrap(), meta)
+    }
+
     #[test]
-    fn patterns_are_bounded() {
+    fn objects_are_bounded_and_the_one_that_is_read_stays() {
         let prefetcher = Prefetcher::new(&CacheConfig::default());
-        for n in 1..10_000 {
-            prefetcher.observe(ReaderId(n), &block(0).object, &(0..10));
+        let long = object(0, 1 << 40);
+        let mut asked = 0;
+        for n in 1..20_000 {
+            prefetcher.observe(ReaderId(n), &object(n, 1 << 40), &(0..10));
+            if n % 100 == 0 {
+                let at = n / 100 << 20;
+                let plan = prefetcher.observe(ReaderId(n), &long, &(at..at + (1 << 20)));
+                asked += plan.ranges.len();
+            }
         }
-        let patterns = prefetcher.patterns.lock();
-        assert!(patterns.of.len() <= MAX_PATTERNS && patterns.order.len() <= MAX_PATTERNS);
+        assert!(asked > 10, "{asked}");
+        let objects = prefetcher.objects.lock();
+        assert!(objects.of.len() <= MAX_OBJECTS && objects.order.len() <= MAX_OBJECTS);
+    }
+
+    #[test]
+    fn small_objects_are_not_watched() {
+        let prefetcher = Prefetcher::new(&CacheConfig::default());
+        let plan = prefetcher.observe(ReaderId(1), &object(1, 100 << 10), &(0..10));
+        assert!(plan.ending && plan.ranges.is_empty());
+        assert_eq!(prefetcher.objects.lock().of.len(), 0);
+        assert_eq!(prefetcher.observe(ReaderId::NONE, &object(1, 1), &(0..1)), Plan::default());
     }
 }

@@ -47,7 +47,11 @@ impl Version {
     }
 }
 
-/// A block of a version.
+/// Set in the index of a key that names a grain, a small piece of a block, and in no block's.
+pub(crate) const GRAIN_BIT: u32 = 1 << 31;
+
+/// A block of a version, or a grain of one: the other bits of the index number the grains of the
+/// object. Which bytes that is, [`crate::span::Units`] knows.
 #[derive(Debug, Clone)]
 pub(crate) struct BlockKey {
     pub(crate) object: Arc<Version>,
@@ -57,6 +61,13 @@ pub(crate) struct BlockKey {
 impl BlockKey {
     pub(crate) fn new(object: &Arc<Version>, index: u32) -> Self {
         Self { object: Arc::clone(object), index }
+    }
+
+    /// True for a grain: it lies inside a block, is only ever kept beside blocks, and is never asked
+    /// for where its block is near. What numbers blocks by their index must leave it out.
+    pub(crate) fn is_grain(&self) -> bool {
+        // The highest index of all is that of metadata, which is neither.
+        self.index & GRAIN_BIT != 0 && self.index != u32::MAX
     }
 
     /// What a block's checksum is seeded with, so that a block found under another key is bad.

@@ -27,6 +27,8 @@ pub(crate) struct MapBlocks {
     pub(crate) disk_slow: AtomicBool,
     /// There is a disk tier, which takes nothing.
     pub(crate) disk_paused: AtomicBool,
+    /// What lies whole as a file; one that was doubted lies there no more.
+    pub(crate) files: Mutex<HashMap<u64, Arc<WholeFile>>>,
 }
 
 impl MapBlocks {
@@ -60,11 +62,13 @@ impl BlockCache for MapBlocks {
         None
     }
 
-    fn whole(&self, _: &Arc<Version>) -> Option<Arc<WholeFile>> {
-        None
+    fn whole(&self, object: &Arc<Version>) -> Option<Arc<WholeFile>> {
+        self.files.lock().get(&object.id()).cloned()
     }
 
-    fn suspect(&self, _: &Arc<Version>) {}
+    fn suspect(&self, object: &Arc<Version>) {
+        self.files.lock().remove(&object.id());
+    }
 
     fn insert(
         &self,

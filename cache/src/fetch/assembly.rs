@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use futures::StreamExt;
 use futures::future::BoxFuture;
 use store::{ByteStream, Error, ErrorKind};
@@ -15,9 +15,9 @@ use tokio::time::{Instant, timeout};
 
 use super::flight::Landing;
 use super::gate::{Permit, Urgency};
-use super::{Fetcher, Origin};
+use super::{Fetcher, Origin, Wanted};
+use crate::buffers::Buffer;
 use crate::prefetch::Charge;
-use crate::span::block_range;
 use crate::version::{BlockKey, Version};
 
 /// How long an origin may send nothing. Backends have time limits of their own, which are shorter;
@@ -29,6 +29,10 @@ pub(crate) const FILL_PATIENCE: Duration = Duration::from_mins(1);
 
 /// How often a fetch that waits for the disk looks whether a reader has come.
 const READER_LOOK: Duration = Duration::from_millis(100);
+
+/// How long a block that has all of its other bytes waits for grains that others are fetching, before
+/// it is fetched without them. They were asked for earlier; only a gate of one permit keeps them longer.
+const LEAD_PATIENCE: Duration = Duration::from_secs(1);
 
 /// What a fetch of one block ends in.
 pub(crate) type Fetched = Result<Bytes, Error>;
@@ -45,27 +49,54 @@ pub(crate) struct Run {
     pub(crate) opened: Option<(Permit, ByteStream)>,
     /// What of it counts as fetched ahead; held for the budget.
     pub(crate) charges: Vec<Charge>,
+    /// Grains at the front of the first block, which are here or come of themselves: short of all of
+    /// them, so that there is something to ask for.
+    pub(crate) lead: Vec<Wanted>,
     /// How long the disk was waited for while a reader waited.
-    pub(crate) waited: Duration,
+    waited: Duration,
 }
 
 impl Run {
+    /// A run of no blocks yet.
+    pub(crate) fn new(
+        fetcher: &Arc<Fetcher>,
+        origin: &Arc<Origin>,
+        object: &Arc<Version>,
+        urgency: Urgency,
+    ) -> Self {
+        Self {
+            fetcher: Arc::clone(fetcher),
+            origin: Arc::clone(origin),
+            object: Arc::clone(object),
+            blocks: VecDeque::new(),
+            urgency,
+            opened: None,
+            charges: Vec::new(),
+            lead: Vec::new(),
+            waited: Duration::ZERO,
+        }
+    }
+
     fn len_of(&self, index: u32) -> usize {
-        let held = block_range(index, self.fetcher.block_bytes(), self.object.meta.size);
+        let held = self.fetcher.units().range(index, self.object.meta.size);
         (held.end - held.start) as usize
+    }
+
+    /// Bytes of the first block that are not asked for.
+    fn lead_bytes(&self) -> usize {
+        self.lead.len() * self.fetcher.units().grain_bytes() as usize
     }
 
     /// The bytes that are still missing.
     pub(crate) fn range(&self) -> Option<std::ops::Range<u64>> {
         let (first, last) = (self.blocks.front()?.0, self.blocks.back()?.0);
-        let of = |index| block_range(index, self.fetcher.block_bytes(), self.object.meta.size);
-        Some(of(first).start..of(last).end)
+        let of = |index| self.fetcher.units().range(index, self.object.meta.size);
+        Some(of(first).start + self.lead_bytes() as u64..of(last).end)
     }
 
     /// Keeps the next block, tells those who wait, then waits for the disk to take it.
     async fn pass_on(&mut self, data: Bytes) {
         let Some((index, landing)) = self.blocks.pop_front() else { return };
-        self.fetcher.metrics().fetched_bytes.inc_by(data.len() as u64);
         let Some(landing) = landing else { return };
         let key = BlockKey::new(&self.object, index);
         let blocks = self.fetcher.blocks();
@@ -109,7 +140,8 @@ impl Run {
 
     /// Takes blocks from a body that has exactly the bytes of [`Self::range`].
     pub(crate) async fn feed(&mut self, mut body: ByteStream) -> Result<(), Error> {
-        let mut partial = BytesMut::new();
+        let mut partial: Option<Buffer> = None;
+        let mut filled = 0;
         let mut last: Option<Bytes> = None;
         loop {
             let next = timeout(STALL, body.next()).await.map_err(|_| {
@@ -123,13 +155,20 @@ impl Run {
                     return Err(self.wrong_length("more"));
                 };
                 let wanted = self.len_of(index);
-                if partial.capacity() == 0 {
-                    partial.reserve(wanted);
-                }
-                let part = piece.split_to(piece.len().min(wanted - partial.len()));
-                partial.extend_from_slice(&part);
-                if partial.len() == wanted {
-                    let data = std::mem::take(&mut partial).freeze();
+                let buffer = partial.get_or_insert_with(|| {
+                    filled = self.lead_bytes();
+                    self.fetcher.buffers().take(wanted)
+                });
+                let part = piece.split_to(piece.len().min(wanted - filled));
+                buffer[filled..filled + part.len()].copy_from_slice(&part);
+                filled += part.len();
+                if filled == wanted
+                    && let Some(mut buffer) = partial.take()
+                {
+                    let led = self.lead_bytes();
+                    self.follow_lead(&mut buffer).await?;
+                    self.fetcher.metrics().fetched_bytes.inc_by((wanted - led) as u64);
+                    let data = buffer.freeze(wanted);
                     if self.blocks.len() == 1 {
                         last = Some(data);
                     } else {
@@ -145,6 +184,29 @@ impl Run {
             }
             None => Err(self.wrong_length("fewer")),
         }
+    }
+
+    /// Fills the front of the first block from its grains. An error means that it is to be fetched
+    /// without them.
+    async fn follow_lead(&mut self, block: &mut [u8]) -> Result<(), Error> {
+        let mut at = 0;
+        for wanted in std::mem::take(&mut self.lead) {
+            let data = match wanted {
+                Wanted::Ready(data) => Some(data),
+                Wanted::Flight(flight) => match timeout(LEAD_PATIENCE, flight.wait()).await {
+                    Ok(Some(Ok(data))) => Some(data),
+                    _ => None,
+                },
+            };
+            let end = at + self.fetcher.units().grain_bytes() as usize;
+            let Some(data) = data.filter(|data| data.len() == end - at) else {
+                let context = format!("a piece of a block of `{}` did not come", self.object.key);
+                return Err(Error::new(ErrorKind::Unavailable, context));
+            };
+            block[at..end].copy_from_slice(&data);
+            at = end;
+        }
+        Ok(())
     }
 
     fn wrong_length(&self, which: &str) -> Error {

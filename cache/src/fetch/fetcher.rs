@@ -17,17 +17,22 @@ use tokio::time::{Instant, timeout};
 
 use super::assembly::{Fetched, Run, STALL};
 use super::flight::{Flight, Landing};
-use super::gate::{Gate, Priority, Urgency};
+use super::gate::{Gate, Permit, Priority, Urgency};
 use crate::blocks::BlockCache;
+use crate::buffers::Buffers;
 use crate::metadata::{Answer, Known, MetadataCache};
 use crate::metrics::Metrics;
 use crate::prefetch::Ahead;
-use crate::span::block_range;
+use crate::span::Units;
 use crate::version::{BlockKey, Version};
 use crate::{CacheConfig, StorePolicy};
 
 /// Reads of the disk tier at once: what keeps an NVMe busy; each holds two copies of a block.
 const DISK_READS: usize = 16;
+
+/// Bytes of a piece of a long body that comes from a local file: what fits into a processor's cache
+/// beside what the kernel copies it to, so that memory is read once and not three times.
+pub(crate) const PIECE_BYTES: usize = 256 << 10;
 
 /// How long a read of the disk tier may take before the origin is asked instead: much longer than any
 /// healthy disk, shorter than what readers bear.
@@ -65,6 +70,7 @@ pub(crate) enum Wanted {
 pub(crate) struct Want<'a> {
     pub(crate) origin: &'a Arc<Origin>,
     pub(crate) object: &'a Arc<Version>,
+    /// Numbers of blocks, or of grains.
     pub(crate) blocks: Range<u32>,
     pub(crate) priority: Priority,
     /// Counts against the budget of prefetching, and is watched for being read.
@@ -76,7 +82,7 @@ pub(crate) struct Want<'a> {
 /// A first GET of an object of which nothing is known.
 #[derive(Debug, Clone)]
 pub(crate) struct Probe {
-    /// Begins at a block, and ends at one or past the object.
+    /// Begins at a block or grain, and ends at one or past the object.
     pub(crate) range: Range<u64>,
 }
 
@@ -89,6 +95,15 @@ struct InFlight {
     from_disk: bool,
 }
 
+impl InFlight {
+    /// A reader waits for it now; where none did before, its gate is to look again.
+    fn demand(&self, promoted: &mut Vec<Arc<Gate>>) {
+        if self.urgency.demand() && !promoted.iter().any(|gate| Arc::ptr_eq(gate, &self.gate)) {
+            promoted.push(Arc::clone(&self.gate));
+        }
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct Fetcher {
     blocks: Arc<dyn BlockCache>,
@@ -96,7 +111,11 @@ pub(crate) struct Fetcher {
     disk_reads: Arc<Gate>,
     ahead: Ahead,
     metrics: Metrics,
-    block_bytes: u64,
+    units: Units,
+    /// Where whole blocks are assembled.
+    buffers: Arc<Buffers>,
+    /// Where pieces of local files are read to.
+    pieces: Arc<Buffers>,
     max_fetch_bytes: u64,
     fill_patience: Duration,
 }
@@ -113,14 +132,30 @@ impl Fetcher {
             disk_reads: Gate::new(DISK_READS),
             ahead: Ahead::new(config, metrics.clone()),
             metrics,
-            block_bytes: config.block_bytes,
+            units: Units::new(config.block_bytes, config.grain_bytes),
+            buffers: Buffers::new(config.block_bytes as usize),
+            pieces: Buffers::new(PIECE_BYTES),
             max_fetch_bytes: config.max_fetch_bytes,
             fill_patience: config.fill_patience,
         })
     }
 
-    pub(crate) fn block_bytes(&self) -> u64 {
-        self.block_bytes
+    /// How objects are cut.
+    pub(crate) fn units(&self) -> Units {
+        self.units
+    }
+
+    pub(crate) fn pieces(&self) -> &Arc<Buffers> {
+        &self.pieces
+    }
+
+    pub(crate) fn buffers(&self) -> &Arc<Buffers> {
+        &self.buffers
+    }
+
+    /// A turn at the disk, for those who read from it without the block tier.
+    pub(crate) async fn disk_turn(&self, urgency: &Urgency) -> Permit {
+        self.disk_reads.enter(urgency).await
     }
 
     pub(crate) fn fill_patience(&self) -> Duration {
@@ -157,9 +192,16 @@ impl Fetcher {
     }
 
     /// The blocks, each here or on its way, in order. Of blocks that are fetched ahead, those in memory
-    /// are left out, and those past the budget.
+    /// are left out, and those past the budget. Not for grains.
     pub(crate) fn want(self: &Arc<Self>, want: &Want<'_>) -> Vec<Wanted> {
+        self.seek(want).into_iter().map(|(_, wanted)| wanted).collect()
+    }
+
+    /// As [`Self::want`], with the index of what is here or comes: for a grain whose block is near, that
+    /// is the block.
+    pub(crate) fn seek(self: &Arc<Self>, want: &Want<'_>) -> Vec<(u32, Wanted)> {
         let demand = want.priority == Priority::Demand;
+        let size = want.object.meta.size;
         let mut out = Vec::with_capacity(want.blocks.len());
         let mut runs: Vec<Run> = Vec::new();
         let mut open_bytes = 0;
@@ -168,19 +210,25 @@ impl Fetcher {
         {
             let mut flights = self.flights.lock();
             for index in want.blocks.clone() {
-                let key = BlockKey::new(want.object, index);
+                let mut key = BlockKey::new(want.object, index);
+                if key.is_grain() {
+                    let block = BlockKey::new(want.object, self.units.block_of(index));
+                    if flights.contains_key(&block)
+                        || self.blocks.in_memory(&block)
+                        || self.blocks.on_disk(&block)
+                    {
+                        key = block;
+                    }
+                }
+                let index = key.index;
                 if let Some(found) = flights.get(&key) {
                     if demand {
-                        if found.urgency.demand()
-                            && !promoted.iter().any(|gate| Arc::ptr_eq(gate, &found.gate))
-                        {
-                            promoted.push(Arc::clone(&found.gate));
-                        }
+                        found.demand(&mut promoted);
                         self.metrics.joins.inc();
                         self.count(found.from_disk);
                         self.ahead.used(&key);
                     }
-                    out.push(Wanted::Flight(found.flight.clone()));
+                    out.push((index, Wanted::Flight(found.flight.clone())));
                     open_bytes = 0;
                     continue;
                 }
@@ -190,11 +238,11 @@ impl Fetcher {
                 }
                 let here = if demand { self.near(&key, want.cold) } else { self.blocks.get(&key) };
                 if let Some(data) = here {
-                    out.push(Wanted::Ready(data));
+                    out.push((index, Wanted::Ready(data)));
                     open_bytes = 0;
                     continue;
                 }
-                let held = block_range(index, self.block_bytes, want.object.meta.size);
+                let held = self.units.range(index, size);
                 let len = held.end - held.start;
                 let charge = if want.ahead {
                     let Some(charge) = self.ahead.charge(&key, len) else { break };
@@ -210,16 +258,12 @@ impl Fetcher {
                 let joins =
                     !from_disk && open_bytes > 0 && open_bytes + len <= self.max_fetch_bytes;
                 if !joins {
-                    runs.push(Run {
-                        fetcher: Arc::clone(self),
-                        origin: Arc::clone(want.origin),
-                        object: Arc::clone(want.object),
-                        blocks: VecDeque::new(),
-                        urgency: Urgency::new(want.priority),
-                        opened: None,
-                        charges: Vec::new(),
-                        waited: Duration::ZERO,
-                    });
+                    let urgency = Urgency::new(want.priority);
+                    let mut run = Run::new(self, want.origin, want.object, urgency);
+                    if !from_disk && !key.is_grain() {
+                        run.lead = self.lead(&flights, &key, demand.then_some(&mut promoted));
+                    }
+                    runs.push(run);
                     open_bytes = 0;
                 }
                 let run = runs.last_mut().expect("one was pushed where none was joined");
@@ -227,7 +271,7 @@ impl Fetcher {
                 run.charges.extend(charge);
                 let urgency = run.urgency.clone();
                 open_bytes = if from_disk { 0 } else { open_bytes + len };
-                out.push(Wanted::Flight(flight.clone()));
+                out.push((index, Wanted::Flight(flight.clone())));
                 let gate = Arc::clone(&want.origin.gate);
                 flights.insert(key, InFlight { flight, urgency, gate, from_disk });
             }
@@ -242,6 +286,36 @@ impl Fetcher {
             gate.grant();
         }
         out
+    }
+
+    /// The grains at the front of a block that need not be asked for again, short of all of them.
+    fn lead(
+        &self,
+        flights: &HashMap<BlockKey, InFlight>,
+        block: &BlockKey,
+        mut promoted: Option<&mut Vec<Arc<Gate>>>,
+    ) -> Vec<Wanted> {
+        let size = block.object.meta.size;
+        let Some(first) = self.units.first_grain(block.index, size) else { return Vec::new() };
+        let end = self.units.range(block.index, size).end;
+        let mut lead = Vec::new();
+        for index in first.. {
+            if self.units.range(index, size).end >= end {
+                break;
+            }
+            let key = BlockKey::new(&block.object, index);
+            if let Some(found) = flights.get(&key) {
+                if let Some(promoted) = &mut promoted {
+                    found.demand(promoted);
+                }
+                lead.push(Wanted::Flight(found.flight.clone()));
+            } else if let Some(data) = self.blocks.get(&key) {
+                lead.push(Wanted::Ready(data));
+            } else {
+                break;
+            }
+        }
+        lead
     }
 
     fn count(&self, from_disk: bool) {
@@ -278,12 +352,13 @@ impl Fetcher {
         }
         let known = origin.meta.learn(key, ticket, asked, Some(got.meta));
         let Known::Present(object) = &known else { return Ok(known) };
-        let first = (expected.start / self.block_bytes) as u32;
-        let end = expected.end.div_ceil(self.block_bytes) as u32;
-        let mut blocks = VecDeque::with_capacity((end - first) as usize);
+        let Some(numbers) = self.units.numbers(&expected, object.meta.size) else {
+            return Ok(known);
+        };
+        let mut blocks = VecDeque::with_capacity(numbers.len());
         {
             let mut flights = self.flights.lock();
-            for index in first..end {
+            for index in numbers {
                 let key = BlockKey::new(object, index);
                 if flights.contains_key(&key) {
                     blocks.push_back((index, None));
@@ -296,16 +371,10 @@ impl Fetcher {
                 blocks.push_back((index, Some(landing)));
             }
         }
-        tokio::spawn(bring(Run {
-            fetcher: Arc::clone(self),
-            origin: Arc::clone(origin),
-            object: Arc::clone(object),
-            blocks,
-            urgency,
-            opened: Some((permit, got.body)),
-            charges: Vec::new(),
-            waited: Duration::ZERO,
-        }));
+        let mut run = Run::new(self, origin, object, urgency);
+        run.blocks = blocks;
+        run.opened = Some((permit, got.body));
+        tokio::spawn(bring(run));
         Ok(known)
     }
 
@@ -384,7 +453,7 @@ async fn from_disk(run: &mut Run) {
     if !fetcher.blocks.on_disk(&key) {
         return;
     }
-    let held = block_range(index, fetcher.block_bytes, run.object.meta.size);
+    let held = fetcher.units.range(index, run.object.meta.size);
     let data = {
         let _permit = fetcher.disk_reads.enter(&run.urgency).await;
         let load = fetcher.blocks.load(&key, (held.end - held.start) as usize);

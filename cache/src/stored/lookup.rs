@@ -186,7 +186,8 @@ impl CachedStore {
     }
 
     /// The first bytes to ask for of an object of which nothing is known: whole blocks around the
-    /// range. `None` where the range does not say where it begins.
+    /// range, or a look around where it is short, for the object may be large. `None` where the range
+    /// does not say where it begins.
     pub(super) fn probe_for(&self, range: store::ByteRange) -> Option<Probe> {
         let block = self.shared.config.block_bytes;
         let most = self.shared.config.max_fetch_bytes / block * block;
@@ -196,6 +197,10 @@ impl CachedStore {
             store::ByteRange::From(start) => (start, u64::MAX),
             store::ByteRange::Bounded(..) | store::ByteRange::Suffix(_) => return None,
         };
+        let units = self.shared.fetcher.units();
+        if units.is_small(end - start) {
+            return Some(Probe { range: units.look(&(start..end)) });
+        }
         let start = start / block * block;
         let end = end.min(start.checked_add(most)?);
         let end = end.checked_next_multiple_of(block)?;

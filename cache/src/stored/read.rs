@@ -1,28 +1,31 @@
-//! One read: metadata, blocks that are here, blocks that are fetched, in order.
+//! One read: metadata, blocks that are here, files that are here, blocks that are fetched, in order.
 //!
 //! Invariant: before the first byte an unpinned reader follows a changed object once; after it, or
 //! with a pin, a change is an error. What is fetched ahead of a slow reader is bounded, for each body
 //! and for all of them.
 
+mod whole;
+
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::StreamExt;
 use futures::stream;
-use store::{Error, ErrorKind, GetOptions, GetResult, ObjectKey, Result};
+use futures::{Stream, StreamExt};
+use store::{Error, ErrorKind, GetOptions, GetResult, ObjectKey, ReaderId, Result};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
-use super::lookup::keys;
 use super::{CachedStore, ready};
 use crate::cache::{Shared, WINDOW_UNIT_BYTES};
 use crate::fetch::{Origin, Priority, Want, Wanted};
 use crate::metadata::Known;
 use crate::prefetch::Plan;
-use crate::span::{BlockSpan, block_count};
+use crate::span::{BlockSpan, Units, block_count};
 use crate::version::{BlockKey, Version};
+use whole::Whole;
 
 /// Longest range that is answered with all of its blocks in hand; longer ones are streamed, so that a
 /// slow client does not hold on to what the memory tier has evicted since.
@@ -30,6 +33,10 @@ const NEAR_BYTES: u64 = 16 << 20;
 
 /// Most blocks of such a range.
 const NEAR_BLOCKS: usize = 64;
+
+/// Most grains of a range that is answered with all of them in hand: a read in a few pieces costs less
+/// than a block.
+const NEAR_GRAINS: usize = 16;
 
 /// Merged GETs that one body may have ahead of its reader.
 const WINDOW_FETCHES: u32 = 4;
@@ -83,24 +90,24 @@ impl CachedStore {
             let context = format!("`{}` has too many blocks of {block_bytes} bytes", object.key);
             return Err(Error::new(ErrorKind::Unsupported, context));
         }
-        let span = BlockSpan::new(range.clone(), block_bytes);
-        let body = if let Some(pieces) = self.near(object, &span, cold) {
-            self.follow(object, options, &range);
+        let plan = self.shared.prefetcher.observe(options.reader, object, &range);
+        let body = if let Some(pieces) = self.near(object, &range, cold) {
+            self.follow(object, options, &range, plan, false);
             ready(pieces)
+        } else if let Some(file) = self.shared.blocks.whole(object) {
+            // The kernel reads files ahead by itself.
+            let plan = Plan { ranges: Vec::new(), ..plan };
+            self.follow(object, options, &range, plan, false);
+            Whole::new(&self.shared, &self.origin, object, file, range.clone()).body().await?
         } else {
-            let mut reading = Reading::new(&self.shared, &self.origin, object, span, cold);
-            reading.top_up();
-            self.follow(object, options, &range);
+            let mut reading = Reading::new(&self.shared, &self.origin, object, range.clone(), cold);
+            if plan.dense || !reading.want_grains() {
+                reading.top_up();
+            }
+            self.follow(object, options, &range, plan, true);
             let first = reading.next().await;
             let first = first.transpose()?.unwrap_or_default();
-            let rest = stream::unfold(reading, |mut reading| async move {
-                let piece = reading.next().await?;
-                if piece.is_err() {
-                    reading.end();
-                }
-                Some((piece, reading))
-            });
-            stream::iter([Ok(first)]).chain(rest).boxed()
+            stream::iter([Ok(first)]).chain(reading.stream()).boxed()
         };
         let meta = match self.attributed(object, options).await? {
             Some(object) => object.meta.clone(),
@@ -138,54 +145,86 @@ impl CachedStore {
         }
     }
 
-    /// The pieces of a range whose blocks are all in memory.
-    fn near(&self, object: &Arc<Version>, span: &BlockSpan, cold: bool) -> Option<Vec<Bytes>> {
-        let blocks = span.blocks();
-        let bytes = blocks.len() as u64 * self.shared.config.block_bytes;
+    /// The pieces of a range of which all is in memory.
+    fn near(&self, object: &Arc<Version>, range: &Range<u64>, cold: bool) -> Option<Vec<Bytes>> {
+        let fetcher = &self.shared.fetcher;
+        let units = fetcher.units();
+        let blocks = BlockSpan::new(range.clone(), units.block_bytes).blocks();
+        let bytes = blocks.len() as u64 * units.block_bytes;
         if blocks.len() > NEAR_BLOCKS || (blocks.len() > 1 && bytes > NEAR_BYTES) {
             return None;
         }
-        let cache = self.shared.fetcher.blocks();
+        let cache = fetcher.blocks();
+        let mut keys = Vec::with_capacity(blocks.len());
         let mut pieces = Vec::with_capacity(blocks.len());
-        let keys: Vec<_> = keys(object, blocks).collect();
-        for key in &keys {
-            pieces.push(cache.get(key)?.slice(span.within(key.index)));
+        for block in blocks {
+            let key = BlockKey::new(object, block);
+            if let Some(data) = cache.get(&key) {
+                pieces.push(data.slice(units.within(block, range)));
+                keys.push(key);
+                continue;
+            }
+            // Every grain of this block that the range needs, or it is not here.
+            let held = units.range(block, object.meta.size);
+            let part = range.start.max(held.start)..range.end.min(held.end);
+            for index in units.grains_of(&part, object.meta.size, NEAR_GRAINS)? {
+                let key = BlockKey::new(object, index);
+                pieces.push(cache.get(&key)?.slice(units.within(index, range)));
+                keys.push(key);
+            }
         }
-        self.shared.fetcher.count_near(keys.iter(), cold);
+        fetcher.count_near(keys.iter(), cold);
         Some(pieces)
     }
 
-    /// Tells the prefetcher of a read and does what it says.
-    fn follow(&self, object: &Arc<Version>, options: &GetOptions, range: &std::ops::Range<u64>) {
-        let plan = self.shared.prefetcher.observe(options.reader, object, range);
-        if plan == Plan::default() {
+    /// Does what the prefetcher says after a read.
+    fn follow(
+        &self,
+        object: &Arc<Version>,
+        options: &GetOptions,
+        range: &Range<u64>,
+        plan: Plan,
+        missed: bool,
+    ) {
+        let Plan { ranges, dense, ending } = plan;
+        for range in ranges {
+            self.fetch_ahead(object, &range, dense);
+        }
+        if options.reader == ReaderId::NONE || self.shared.prefetcher.most() == 0 {
             return;
         }
-        for range in plan.ranges {
-            self.fetch_ahead(object, range);
+        if range.start == 0 {
+            self.shared.prefetcher.walks.arrive(self.origin.id, &object.key, missed, &self.lists);
         }
-        if let Some(bytes) = plan.next_object_bytes
-            && let Some((key, meta)) = self.lists.successor(&object.key)
-        {
-            let next = match self.origin.meta.peek(&key).map(|p| p.known) {
-                Some(Known::Present(next)) => next,
-                Some(Known::Absent) => return,
-                None => Arc::new(Version::new(self.origin.id, key, meta)),
+        if !ending {
+            return;
+        }
+        let (step, most) = (self.shared.config.max_fetch_bytes, self.shared.prefetcher.most());
+        let walks = &self.shared.prefetcher.walks;
+        for next in walks.upcoming(self.origin.id, &object.key, step, most) {
+            let version = match self.origin.meta.peek(&next.key).map(|p| p.known) {
+                Some(Known::Present(version)) => version,
+                Some(Known::Absent) => continue,
+                None => Arc::new(Version::new(self.origin.id, next.key, next.meta)),
             };
-            let end = bytes.min(next.meta.size);
-            self.fetch_ahead(&next, 0..end);
+            if self.shared.blocks.whole(&version).is_none() {
+                self.fetch_ahead(&version, &(0..next.bytes.min(version.meta.size)), true);
+            }
         }
     }
 
-    fn fetch_ahead(&self, object: &Arc<Version>, range: std::ops::Range<u64>) {
-        let block_bytes = self.shared.config.block_bytes;
-        if block_count(block_bytes, object.meta.size).is_none() {
+    /// Fetches what nobody has asked for yet: whole blocks of what is read densely.
+    fn fetch_ahead(&self, object: &Arc<Version>, range: &Range<u64>, dense: bool) {
+        let units = self.shared.fetcher.units();
+        if range.is_empty() || block_count(units.block_bytes, object.meta.size).is_none() {
             return;
         }
-        let blocks = BlockSpan::new(range, block_bytes).blocks();
+        let grains = if dense { None } else { units.grains(range, object.meta.size) };
+        let blocks =
+            grains.unwrap_or_else(|| BlockSpan::new(range.clone(), units.block_bytes).blocks());
         let origin = &self.origin;
         let priority = Priority::Prefetch;
-        self.shared.fetcher.want(&Want {
+        self.shared.fetcher.seek(&Want {
             origin,
             object,
             blocks,
@@ -202,11 +241,12 @@ fn is_change(error: &Error) -> bool {
 }
 
 /// A body that is being read.
-struct Reading {
+pub(super) struct Reading {
     shared: Arc<Shared>,
     origin: Arc<Origin>,
     object: Arc<Version>,
-    span: BlockSpan,
+    range: Range<u64>,
+    units: Units,
     /// Blocks asked for and not yet read, in order.
     queue: VecDeque<Queued>,
     /// The first block that was not asked for.
@@ -218,32 +258,70 @@ struct Reading {
 }
 
 struct Queued {
-    index: u32,
+    within: Range<usize>,
     wanted: Wanted,
     /// This block's part of what all bodies may hold.
     _window: Option<OwnedSemaphorePermit>,
 }
 
 impl Reading {
-    fn new(
+    /// The body of a range of an object whose blocks can be numbered.
+    pub(super) fn new(
         shared: &Arc<Shared>,
         origin: &Arc<Origin>,
         object: &Arc<Version>,
-        span: BlockSpan,
+        range: Range<u64>,
         cold: bool,
     ) -> Self {
-        let blocks = span.blocks();
+        let units = shared.fetcher.units();
+        let blocks = BlockSpan::new(range.clone(), units.block_bytes).blocks();
         Self {
             shared: Arc::clone(shared),
             origin: Arc::clone(origin),
             object: Arc::clone(object),
-            span,
+            range,
+            units,
             queue: VecDeque::new(),
             asked: blocks.start,
             end: blocks.end,
             chunk: shared.config.fetch_blocks(),
             cold,
         }
+    }
+
+    /// Asks for the grains of a read that is too small for blocks; false where it is not. That is less
+    /// than two blocks, which any reader may have at once.
+    fn want_grains(&mut self) -> bool {
+        let Some(blocks) = self.units.grains(&self.range, self.object.meta.size) else {
+            return false;
+        };
+        let (origin, object, priority) = (&self.origin, &self.object, Priority::Demand);
+        let want = Want { origin, object, blocks, priority, ahead: false, cold: self.cold };
+        let mut at = self.range.start;
+        for (index, wanted) in self.shared.fetcher.seek(&want) {
+            // Grains around the range come along; several of one block that is near are one piece.
+            let held = self.units.range(index, self.object.meta.size);
+            let part = at.max(held.start)..self.range.end.min(held.end);
+            if part.is_empty() {
+                continue;
+            }
+            at = part.end;
+            let within = self.units.within(index, &part);
+            self.queue.push_back(Queued { within, wanted, _window: None });
+        }
+        self.asked = self.end;
+        true
+    }
+
+    /// The rest of the body. There is nothing after an error.
+    pub(super) fn stream(self) -> impl Stream<Item = Result<Bytes>> + Send + 'static {
+        stream::unfold(self, |mut reading| async move {
+            let piece = reading.next().await?;
+            if piece.is_err() {
+                reading.end();
+            }
+            Some((piece, reading))
+        })
     }
 
     /// Asks for blocks in whole merged GETs as long as the window has room. The next block is always
@@ -291,14 +369,15 @@ impl Reading {
         let wanted = self.shared.fetcher.want(&want);
         for (index, wanted) in blocks.zip(wanted) {
             let part = window.as_mut().and_then(|w| w.split(units as usize));
-            self.queue.push_back(Queued { index, wanted, _window: part });
+            let within = self.units.within(index, &self.range);
+            self.queue.push_back(Queued { within, wanted, _window: part });
         }
     }
 
     /// The next piece of the body.
-    async fn next(&mut self) -> Option<Result<Bytes>> {
+    pub(super) async fn next(&mut self) -> Option<Result<Bytes>> {
         self.top_up();
-        let Queued { index, wanted, _window } = self.queue.pop_front()?;
+        let Queued { within, wanted, _window } = self.queue.pop_front()?;
         let data = match wanted {
             Wanted::Ready(data) => data,
             Wanted::Flight(flight) => {
@@ -315,17 +394,15 @@ impl Reading {
                 }
             }
         };
-        let within = self.span.within(index);
         if data.len() < within.end {
-            let key = BlockKey::new(&self.object, index);
-            let context = format!("block {index} of `{}` is too short", key.object.key);
+            let context = format!("a block of `{}` is too short", self.object.key);
             return Some(Err(Error::new(ErrorKind::Corrupted, context)));
         }
         Some(Ok(data.slice(within)))
     }
 
     /// There is nothing after an error.
-    fn end(&mut self) {
+    pub(super) fn end(&mut self) {
         self.queue.clear();
         self.asked = self.end;
     }

@@ -2,9 +2,13 @@
 
 mod faults;
 mod freshness;
+mod grains;
+mod link;
 mod model;
 mod speed;
 mod traffic;
+mod vast;
+mod whole;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -59,11 +63,15 @@ async fn rig_with(config: CacheConfig, policy: StorePolicy) -> Rig {
 
 /// Over a map of blocks, which forgets when told to and never by itself.
 fn rig_over_map() -> (Rig, Arc<MapBlocks>) {
+    rig_over_map_with(small())
+}
+
+fn rig_over_map_with(config: CacheConfig) -> (Rig, Arc<MapBlocks>) {
     let memory = MemoryStore::new();
     let origin = FaultyStore::new(Arc::new(memory.clone()));
     let metrics = Metrics::register(&prometheus::Registry::new()).unwrap();
     let blocks = Arc::<MapBlocks>::default();
-    let cache = Cache::over(small(), blocks.clone(), metrics);
+    let cache = Cache::over(config, blocks.clone(), metrics);
     let policy = StorePolicy::default();
     let store = cache.attach("test", "memory://test", Arc::new(origin.clone()), policy);
     (Rig { memory, origin, cache, store }, blocks)

@@ -87,7 +87,9 @@ impl CachedStore {
     /// Completes an object that was opened again, in the background, where that is worth it: it is
     /// small, or most of it is here.
     pub(super) fn complete(&self, object: Arc<Version>) {
-        let Some(count) = block_count(self.shared.config.block_bytes, object.meta.size) else { return };
+        let Some(count) = block_count(self.shared.config.block_bytes, object.meta.size) else {
+            return;
+        };
         let store = self.clone();
         tokio::spawn(async move {
             // Whoever comes while enough are being completed comes again.

@@ -30,6 +30,7 @@ fn step() -> impl Strategy<Value = Step> {
         (name.clone(), 0u64..5200, 1u64..3000).prop_map(|(k, a, n)| Step::Get(k, a, n)),
         (name.clone(), 0u64..5200, 1u64..3000).prop_map(|(k, a, n)| Step::Get(k, a, n)),
         (name.clone(), 0u64..5200, 1u64..3000).prop_map(|(k, a, n)| Step::Pinned(k, a, n)),
+        (name.clone(), 0u64..5200, 1u64..60).prop_map(|(k, a, n)| Step::Get(k, a, n)),
         name.prop_map(Step::Head),
         Just(Step::List),
         (0u64..40).prop_map(Step::Wait),
@@ -59,8 +60,8 @@ struct History {
     certain: [Option<Option<Bytes>>; 3],
 }
 
-async fn run(steps: Vec<Step>) {
-    let (rig, blocks) = rig_over_map();
+async fn run(steps: Vec<Step>, grain_bytes: u64) {
+    let (rig, blocks) = rig_over_map_with(CacheConfig { grain_bytes, ..small() });
     let mut history = History::default();
     let mut broken = false;
     for step in steps {
@@ -90,7 +91,8 @@ async fn run(steps: Vec<Step>) {
             }
             Step::Get(k, at, len) => {
                 let range = ByteRange::Bounded(at, at + len);
-                let options = GetOptions { range, ..GetOptions::default() };
+                let reader = ReaderId(at % 3);
+                let options = GetOptions { range, reader, ..GetOptions::default() };
                 check(&rig, &history, k, options, broken).await;
             }
             Step::Pinned(k, at, len) => {
@@ -186,12 +188,13 @@ proptest! {
     #[test]
     fn readers_get_one_version_that_was_and_the_last_one_written_here(
         steps in proptest::collection::vec(step(), 1..60),
+        grain_bytes in prop_oneof![Just(0u64), Just(20), Just(125)],
     ) {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .start_paused(true)
             .build()
             .unwrap();
-        runtime.block_on(run(steps));
+        runtime.block_on(run(steps, grain_bytes));
     }
 }
