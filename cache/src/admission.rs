@@ -92,6 +92,14 @@ const MOVED_PER_USE: usize = 4;
 /// Victims after which it is looked again which set is the largest.
 const VICTIMS_PER_LOOK: u32 = 16;
 
+/// Cache sizes of other bytes that a set which is read several times in a row may be waited for: longer
+/// than an evaluation between two epochs, shorter than a job.
+const PATIENCE: u64 = 4;
+
+/// Cache sizes beyond which nothing is waited for: a cache that holds less than a thirtieth of what is
+/// read between two uses of an object is of no use to it.
+const HORIZON: u64 = 64;
+
 /// Who can be asked to make room.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Party {
@@ -185,10 +193,20 @@ impl Admission {
         let set = self.sets.get_mut(number);
         let pause_bytes = self.now_bytes.saturating_sub(set.used_at_bytes);
         set.used_at_bytes = self.now_bytes;
+        // One that was read again and again earns its room anew, however long it was away. One that was read
+        // once is part of a longer pass, and worth waiting for.
+        let waited_bytes = match set.repeated_since {
+            true => pause_bytes.min(self.capacity_bytes.saturating_mul(PATIENCE)),
+            false => pause_bytes,
+        };
         if pause_bytes > quiet_bytes {
             set.active_since_bytes = self.now_bytes;
+            set.active_since = set.clock + 1;
+            set.repeated_since = false;
         }
-        if self.recent.is_same_use(item, set.reuse.objects()) {
+        // As many objects as would fit.
+        let fit = (self.capacity_bytes as f64 / self.mean_bytes.max(1.0)) as u64;
+        if self.recent.is_same_use(item, set.reuse.objects(), fit) {
             return;
         }
         if set.mode == Mode::Evict {
@@ -201,11 +219,11 @@ impl Admission {
         set.used_at_bytes = self.now_bytes;
         set.clock += 1;
         set.counts.uses += 1;
-        // A repetition that no cache of this size would bridge teaches nothing.
-        let horizon = 8.0 * self.capacity_bytes as f64 / self.mean_bytes.max(1.0);
-        set.reuse.observe(item, bytes, set.clock, (horizon as u64).max(1_024));
+        let horizon = fit.saturating_mul(HORIZON).max(1_024);
+        let before = set.reuse.observe(item, bytes, set.clock, horizon);
+        set.repeated_since |= before.is_some_and(|before| before >= set.active_since);
         if came_back {
-            self.sets.came_back(number, pause_bytes);
+            self.sets.came_back(number, waited_bytes);
             // What was taken for abandoned may not be: look before anything of it makes room.
             self.review_at.0 = self.uses;
         }
@@ -243,7 +261,7 @@ impl Admission {
         let quiet_bytes = self.quiet_bytes();
         let number = self.sets.find(&mut self.all, &id, self.now_bytes, quiet_bytes);
         self.promised_bytes = self.promised_bytes.saturating_sub(bytes);
-        let returned = self.ghost.take(item, self.main.len);
+        let returned = self.ghost.take(item, self.ghosts());
         let set = self.sets.get_mut(number);
         let (queue, list) = match set.mode {
             Mode::Keep => (Queue::Kept, &mut set.kept),
@@ -504,6 +522,12 @@ impl Admission {
         best.and_then(|(_, _, number)| self.sets.get(number).kept.newest())
     }
 
+    /// How many evicted objects are remembered: as many as the main queue should hold.
+    fn ghosts(&self) -> usize {
+        let pooled = self.small.len + self.main.len;
+        pooled - pooled / SMALL_ONE_IN as usize
+    }
+
     /// S3-FIFO's choice, among the sets that evict. Objects of sets that began to keep meanwhile leave
     /// the pool here, once each.
     fn pool_place(&mut self) -> Option<Place> {
@@ -529,7 +553,8 @@ impl Admission {
                 }
                 Queue::Small => {
                     let item = node.item;
-                    self.ghost.remember(item, self.main.len);
+                    let ghosts = self.ghosts();
+                    self.ghost.remember(item, ghosts);
                     return Some(place);
                 }
                 Queue::Main if node.uses > 0 => {
@@ -667,10 +692,9 @@ impl Admission {
 
     fn activity(&self, number: u16, quiet_bytes: u64) -> Activity {
         let pause = self.now_bytes.saturating_sub(self.sets.get(number).used_at_bytes);
-        // Half as much again as the longest pause so far; after four times the cache, whatever it
-        // holds has earned nothing for longer than a pass of anything that would fit.
+        // Half as much again as the longest pause so far.
         let expected = self.sets.pause_bytes(number);
-        let patience = (expected + expected / 2).min(self.capacity_bytes.saturating_mul(4));
+        let patience = (expected + expected / 2).min(self.capacity_bytes.saturating_mul(HORIZON));
         match pause {
             pause if pause <= quiet_bytes => Activity::Active,
             pause if pause <= patience.max(quiet_bytes) => Activity::Resting,
@@ -680,7 +704,9 @@ impl Admission {
 
     fn judge(&mut self, number: u16, pin: Retention) {
         let set = self.sets.get_mut(number);
-        let (mode, why) = match (pin, set.reuse.pattern()) {
+        let pattern = set.reuse.pattern();
+        set.reuse.settle(pattern);
+        let (mode, why) = match (pin, pattern) {
             (Retention::Keep, _) => (Mode::Keep, Why::Pinned),
             (Retention::Evict, _) => (Mode::Evict, Why::Pinned),
             (Retention::Auto, Pattern::Passes) => (Mode::Keep, Why::FullPasses),

@@ -34,7 +34,7 @@ impl Ghost {
         ((hash as usize % buckets) * WAYS, (hash >> 32) as u32)
     }
 
-    /// Remembers an object. `resident`: how many objects the main queue holds; that many are kept.
+    /// Remembers an object. `resident`: how many objects the queues hold; that many are kept.
     pub(super) fn remember(&mut self, item: Item, resident: usize) {
         let wanted = (resident.clamp(FEWEST, MOST / 2) * 2).next_power_of_two();
         if wanted > self.places.len() {
@@ -55,7 +55,7 @@ impl Ghost {
     /// Whether an object is among the last `resident` that were remembered; forgets it.
     pub(super) fn take(&mut self, item: Item, resident: usize) -> bool {
         let (start, print) = self.bucket(item);
-        let window = u32::try_from(resident.max(FEWEST)).unwrap_or(u32::MAX);
+        let window = u32::try_from(resident).unwrap_or(u32::MAX);
         let turn = self.turn;
         for place in &mut self.places[start..start + WAYS] {
             if place.1 != 0 && place.0 == print && turn.wrapping_sub(place.1) < window {

@@ -32,10 +32,11 @@ impl Recent {
         Self { places: vec![(Item(0), 0); PLACES], counted: 0 }
     }
 
-    /// True where this use belongs to one that was counted already. `objects` is how many the set has:
-    /// the window is a small part of it, or a repetition would be taken for the same use.
-    pub(super) fn is_same_use(&mut self, item: Item, objects: u64) -> bool {
-        let window = (objects / 16).clamp(SHORTEST, LONGEST);
+    /// True where this use belongs to one that was counted already. `objects` is how many the set has
+    /// and `fit` how many fit into the cache: the window is a small part of both, or a repetition would
+    /// be taken for the same use.
+    pub(super) fn is_same_use(&mut self, item: Item, objects: u64, fit: u64) -> bool {
+        let window = (objects / 16).min(fit / 8).clamp(SHORTEST, LONGEST);
         let start = (mix(item.0) as usize % (PLACES / WAYS)) * WAYS;
         let bucket = &mut self.places[start..start + WAYS];
         let (mut oldest, mut turn) = (0, u64::MAX);
@@ -63,16 +64,16 @@ mod tests {
     #[test]
     fn quick_repetitions_are_one_use_and_late_ones_are_not() {
         let mut recent = Recent::new();
-        assert!(!recent.is_same_use(Item(1), 10_000));
-        assert!(recent.is_same_use(Item(1), 10_000));
+        assert!(!recent.is_same_use(Item(1), 10_000, 10_000));
+        assert!(recent.is_same_use(Item(1), 10_000, 10_000));
         for n in 2..10 {
-            assert!(!recent.is_same_use(Item(n), 10_000));
-            assert!(recent.is_same_use(Item(1), 10_000), "{n}");
+            assert!(!recent.is_same_use(Item(n), 10_000, 10_000));
+            assert!(recent.is_same_use(Item(1), 10_000, 10_000), "{n}");
         }
         for n in 100..200 {
-            recent.is_same_use(Item(n), 10_000);
+            recent.is_same_use(Item(n), 10_000, 10_000);
         }
-        assert!(!recent.is_same_use(Item(1), 10_000));
+        assert!(!recent.is_same_use(Item(1), 10_000, 10_000));
     }
 
     #[test]
@@ -80,8 +81,8 @@ mod tests {
         let mut recent = Recent::new();
         let mut counted = 0;
         for n in 0..6_400 {
-            counted += u64::from(!recent.is_same_use(Item(1), 1 << 20));
-            recent.is_same_use(Item(1_000 + n), 1 << 20);
+            counted += u64::from(!recent.is_same_use(Item(1), 1 << 20, 1 << 20));
+            recent.is_same_use(Item(1_000 + n), 1 << 20, 1 << 20);
         }
         assert!((90..=110).contains(&counted), "{counted}");
     }
@@ -89,7 +90,7 @@ mod tests {
     #[test]
     fn a_cycle_of_few_objects_is_a_repetition() {
         let mut recent = Recent::new();
-        let counted = (0..80).filter(|n| !recent.is_same_use(Item(n % 8), 8)).count();
+        let counted = (0..80).filter(|n| !recent.is_same_use(Item(n % 8), 8, 8)).count();
         assert_eq!(counted, 80);
     }
 }

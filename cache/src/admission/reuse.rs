@@ -34,6 +34,13 @@ const KEEP_BELOW: f64 = 0.09;
 /// passes or more.
 const LONGEST_DECAY: f64 = 1.0 - 1.0 / 2048.0;
 
+/// Of the last 128 sampled uses, repetitions and first uses that alternate this often: passes change
+/// from the ones to the others once, at the end of the first.
+const ALTERNATIONS: u32 = 24;
+
+/// Of the last 128 sampled uses, first uses below which the set is known whole.
+const FEW_FRESH: u32 = 16;
+
 /// A run of sampled objects never seen before, in a set that was read in passes, means that another
 /// data set is read under the same prefix.
 const SHIFT_RUN: u32 = 24;
@@ -70,6 +77,13 @@ pub(super) struct Reuse {
     shifted_at: Option<u64>,
     returns: u32,
     expired_at: u64,
+    horizon: u64,
+    /// The last 128 sampled uses, the latest in the lowest bit: set for a repetition.
+    history: u128,
+    /// Sampled uses, up to 128.
+    sampled: u32,
+    /// It was seen to be read in passes.
+    is_settled: bool,
     /// Work done, in entries looked at.
     pub(super) steps: u64,
 }
@@ -90,6 +104,10 @@ impl Default for Reuse {
             shifted_at: None,
             returns: 0,
             expired_at: 0,
+            horizon: 0,
+            history: 0,
+            sampled: 0,
+            is_settled: false,
             steps: 0,
         }
     }
@@ -97,22 +115,33 @@ impl Default for Reuse {
 
 impl Reuse {
     /// A use of an object at the set's clock (which counts uses). `horizon`: repetitions later than
-    /// this are of no use to anybody, because no cache of this size would bridge them.
-    pub(super) fn observe(&mut self, item: Item, bytes: u64, clock: u64, horizon: u64) {
+    /// this are not waited for. Answers when the object was used before, where that is known.
+    pub(super) fn observe(
+        &mut self,
+        item: Item,
+        bytes: u64,
+        clock: u64,
+        horizon: u64,
+    ) -> Option<u64> {
         self.mean_bytes += (bytes as f64 - self.mean_bytes) / (clock.clamp(1, 1_000) as f64);
         let hash = mix(item.0.rotate_left(17) ^ 0x7f4a_7c15);
         if hash > self.threshold {
-            return;
+            return None;
         }
         self.steps += 1;
-        match self.last.insert(hash, clock) {
+        self.horizon = horizon;
+        let before = self.last.insert(hash, clock);
+        self.sampled = (self.sampled + 1).min(u128::BITS);
+        self.history = self.history << 1 | u128::from(before.is_some());
+        match before {
             Some(before) => self.repeated(before, bytes, clock),
             None => self.fresh(clock),
         }
         // An expiry looks at the whole sample, so it must be rare: twice a sample's worth of uses.
         if self.last.len() > SAMPLED || clock - self.expired_at > self.interval() {
-            self.expire(clock, horizon);
+            self.expire(clock);
         }
+        before
     }
 
     fn interval(&self) -> u64 {
@@ -149,16 +178,17 @@ impl Reuse {
             self.run_began = clock;
         }
         self.run += 1;
-        if self.run == self.needed_run && self.pattern() == Pattern::Passes {
+        if self.run == self.needed_run && self.is_settled {
             self.shifted_at = Some(self.run_began);
             self.returns = 0;
         }
     }
 
     /// Forgets what would return too late, and halves the share that is watched while there are too many.
-    fn expire(&mut self, clock: u64, horizon: u64) {
+    fn expire(&mut self, clock: u64) {
         self.expired_at = clock;
         self.steps += self.last.len() as u64;
+        let horizon = self.horizon;
         self.last.retain(|_, at| clock - *at <= horizon);
         while self.last.len() > SAMPLED {
             self.threshold /= 2;
@@ -179,14 +209,37 @@ impl Reuse {
 
     /// Passes or not.
     pub(super) fn pattern(&self) -> Pattern {
+        if !self.is_settled && self.is_interleaved() {
+            return Pattern::Skewed;
+        }
         if self.weight < ENOUGH {
             return Pattern::Unknown;
         }
         match self.early / self.weight {
             share if share > EVICT_ABOVE => Pattern::Skewed,
-            share if share < KEEP_BELOW => Pattern::Passes,
+            share if share < KEEP_BELOW && self.is_known_whole() => Pattern::Passes,
             _ => Pattern::Unclear,
         }
+    }
+
+    /// Remembers what was concluded: a set that was read in passes may meet new objects later on.
+    pub(super) fn settle(&mut self, pattern: Pattern) {
+        match pattern {
+            Pattern::Passes => self.is_settled = true,
+            Pattern::Skewed => self.is_settled = false,
+            Pattern::Unknown | Pattern::Unclear => {}
+        }
+    }
+
+    /// Objects are used again while others are still used for the first time: shows long before there
+    /// is a mean that could be trusted, because until all are known the distances grow.
+    fn is_interleaved(&self) -> bool {
+        let alternations = (self.history ^ self.history >> 1) & (u128::MAX >> 1);
+        self.sampled == u128::BITS && alternations.count_ones() >= ALTERNATIONS
+    }
+
+    fn is_known_whole(&self) -> bool {
+        self.is_settled || self.sampled - self.history.count_ones().min(self.sampled) < FEW_FRESH
     }
 
     /// Repetitions that came early, of all, in percent; `None` before there were enough.
@@ -200,9 +253,10 @@ impl Reuse {
     }
 
     /// Uses of the set after which an object that did not return will not: twice the mean is the longest
-    /// distance in shuffled epochs.
+    /// distance in shuffled epochs. `None` where longer distances might not have been seen.
     pub(super) fn stale_after(&self) -> Option<u64> {
-        (self.weight >= ENOUGH).then(|| (self.mean * 2.25).max(self.longest * 1.1) as u64 + 1)
+        let after = (self.mean * 2.25).max(self.longest * 1.1) as u64 + 1;
+        (self.weight >= ENOUGH && after <= self.horizon).then_some(after)
     }
 
     /// The clock before which everything belongs to a data set that is not read any more.

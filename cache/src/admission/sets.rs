@@ -159,6 +159,10 @@ pub(super) struct Set {
     pub(super) used_at_bytes: u64,
     /// The same when it began to be read after its last pause.
     pub(super) active_since_bytes: u64,
+    /// Its clock then.
+    pub(super) active_since: u64,
+    /// Objects were used twice since then.
+    pub(super) repeated_since: bool,
     /// The longest pause that it came back from, on the same clock.
     pause_bytes: u64,
     /// The longest pause that a directory of it came back from.
@@ -307,6 +311,8 @@ impl Sets {
             mode_since: 0,
             used_at_bytes: now_bytes,
             active_since_bytes: now_bytes,
+            active_since: 0,
+            repeated_since: false,
             pause_bytes: 0,
             parts_pause_bytes: 0,
             reuse: Reuse::default(),
