@@ -18,6 +18,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::assembly::Assembly;
+use crate::run::MountView;
 use crate::warm::Jobs;
 
 pub(crate) use server::{Listener, serve, serve_metrics};
@@ -64,14 +65,21 @@ pub(crate) struct Admin {
     pub(crate) cache_path: Option<String>,
     /// What the file asked for and did not get, and what the mount could not do.
     pub(crate) notes: Vec<String>,
-    /// Set when the mount ended although nobody asked it to.
-    pub(crate) mount_lost: Arc<AtomicBool>,
+    /// What became of the mount, where there is one.
+    pub(crate) view: Option<Arc<MountView>>,
+    /// How often the supervisor has started this sidecar again; `None` without one.
+    pub(crate) restarts: Option<u32>,
 }
 
 impl Admin {
     /// Permits of [`Self::warm_requests`]. A request may have 64 MiB, several times that when it is
     /// parsed; a second one is let in so that a slow sender does not keep everybody out.
     pub(crate) const WARM_REQUESTS: usize = 2;
+
+    /// What `/status` answers.
+    pub(crate) fn status(&self) -> serde_json::Value {
+        answers::status(self)
+    }
 
     fn registry(&self) -> &Registry {
         &self.assembly.registry

@@ -5,6 +5,8 @@
 
 mod check;
 mod client;
+mod mountd;
+mod run;
 mod stats;
 mod warm;
 
@@ -41,7 +43,13 @@ enum Command {
     ///
     /// Prints each address and path and how to use it. The first SIGTERM or Ctrl-C stops new
     /// requests, lets those in flight end, unmounts and exits 0; the second exits at once.
-    Run(RunArgs),
+    Run(run::RunArgs),
+    /// Hold a mount for workers that come and go: the small privileged part of `run`.
+    ///
+    /// Mounts, keeps the mount while its worker (`warpdrive run --holder SOCKET`) crashes, restarts
+    /// or is upgraded, and registers the files that the kernel reads by itself. A few MiB; no
+    /// network, no configuration, no credentials. SIGTERM unmounts and ends it.
+    Mountd(mountd::MountdArgs),
     /// Validate a configuration and contact each of its origins.
     ///
     /// Prints a table: is the credential accepted, can the origin be reached and how fast, may it
@@ -55,6 +63,8 @@ enum Command {
     Warm(WarmArgs),
     /// What a running sidecar is doing.
     Stats(StatsArgs),
+    /// What the cache's admission policy does with a trace, beside an optimum, LRU and S3-FIFO.
+    Simulate(simulate::SimulateArgs),
     /// Serve a small data set that is made on the spot; everything is removed at the end.
     Demo(DemoArgs),
     /// Print a completion script: `warpdrive completions bash > /etc/bash_completion.d/warpdrive`.
@@ -62,28 +72,6 @@ enum Command {
         /// The shell to write it for.
         shell: Shell,
     },
-}
-
-/// How `run` runs.
-#[derive(Debug, Clone, Args)]
-#[command(after_help = "\
-Examples:
-  warpdrive run -c warpdrive.yaml
-  warpdrive run -c warpdrive.yaml --no-mount           S3 only, needs no /dev/fuse
-  warpdrive run -c warpdrive.yaml --mount-point /mnt/x --force")]
-struct RunArgs {
-    /// The YAML file.
-    #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
-    config: PathBuf,
-    /// Mount here instead of at the file's `mount_point`.
-    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
-    mount_point: Option<PathBuf>,
-    /// Detach a dead mount that an earlier sidecar left at the mount point.
-    #[arg(long)]
-    force: bool,
-    /// Serve S3 only.
-    #[arg(long, conflicts_with_all = ["mount_point", "force"])]
-    no_mount: bool,
 }
 
 #[derive(Debug, Args)]
@@ -192,6 +180,10 @@ fn size(text: &str) -> Result<config::ByteSize, String> {
     text.parse::<config::ByteSize>().map_err(|what| format!("{what}: write 200MB or 4MiB"))
 }
 
+fn duration(text: &str) -> Result<std::time::Duration, String> {
+    config::duration(text).map_err(|what| format!("{what}: write 500ms, 5s or 1m30s"))
+}
+
 /// Why a command ends with another code than 0.
 #[derive(Debug)]
 pub(crate) enum Stop {
@@ -203,6 +195,8 @@ pub(crate) enum Stop {
     Unusable(String),
     /// Ctrl-C; exit code 130.
     Interrupted,
+    /// Everything was said already by another process, which ended with this exit code.
+    Code(u8),
 }
 
 impl From<Invalid> for Stop {
@@ -214,10 +208,12 @@ impl From<Invalid> for Stop {
 /// Parses the command line, does what it says, and answers with the exit code.
 pub fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
-        Command::Run(args) => run(args),
+        Command::Run(args) => run::run(args),
+        Command::Mountd(args) => mountd::mountd(args),
         Command::Check(args) => check::check(&args),
         Command::Warm(args) => warm::warm(&args),
         Command::Stats(args) => stats::stats(&args),
+        Command::Simulate(args) => simulate::simulate(&args),
         Command::Demo(args) => crate::demo::demo(args.dir.as_deref(), args.seconds, args.no_mount),
         Command::Completions { shell } => {
             let mut script = Vec::new();
@@ -238,29 +234,8 @@ pub fn main() -> ExitCode {
             ExitCode::from(2)
         }
         Err(Stop::Interrupted) => ExitCode::from(130),
+        Err(Stop::Code(code)) => ExitCode::from(code),
     }
-}
-
-fn run(args: RunArgs) -> Result<(), Stop> {
-    let mut settings = load(&args.config)?;
-    if args.no_mount {
-        settings.mount = None;
-        if settings.s3.is_none() {
-            let what = "--no-mount, and the file has `s3.enabled: false`: nothing would be served";
-            return Err(Stop::Unusable(what.to_owned()));
-        }
-    }
-    if let Some(point) = args.mount_point {
-        let point = std::path::absolute(&point)
-            .map_err(|e| Stop::Unusable(format!("--mount-point {}: {e}", point.display())))?;
-        let Some(mount) = &mut settings.mount else {
-            let what = "--mount-point, and the file has `fuse.enabled: false`";
-            return Err(Stop::Unusable(what.to_owned()));
-        };
-        mount.point = point;
-    }
-    crate::trace::start(&settings.log);
-    crate::run::run(&settings, &crate::run::Options { force: args.force, ..Default::default() })
 }
 
 /// Prints to standard output. A reader that went away (`| head`) is no error.

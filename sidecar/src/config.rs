@@ -27,6 +27,8 @@ pub use settings::{
 };
 pub use size::ByteSize;
 pub(crate) use size::about;
+pub(crate) use span::parse as duration;
+pub(crate) use span::parse as parse_span;
 
 /// Largest configuration file that is read. A federation of a thousand backends has about 300 KiB.
 const MAX_FILE_BYTES: u64 = 4 << 20;

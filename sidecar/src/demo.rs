@@ -61,6 +61,7 @@ pub(crate) fn demo(dir: Option<&Path>, seconds: Option<u64>, no_mount: bool) -> 
         ports_may_move: true,
         stop_after: seconds.map(Duration::from_secs),
         epilogue: Some(Box::new(epilogue)),
+        ..Options::default()
     };
     run::run(&settings, &options)
 }

@@ -12,6 +12,7 @@ mod demo;
 mod metrics;
 mod run;
 mod signals;
+mod supervise;
 mod trace;
 mod warm;
 

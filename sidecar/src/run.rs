@@ -1,33 +1,39 @@
 //! `warpdrive run`: open, bind, mount, announce, wait for a signal, drain.
 //!
-//! Invariant: what was mounted is unmounted and what was bound is given back on every way out of
-//! here, also when a later step fails; the cache is closed last, when nobody reads it any more.
+//! Invariant: what was mounted is unmounted, or left to another worker on purpose, and what was bound
+//! is given back on every way out of here, also when a later step fails; the cache is closed last,
+//! when nobody reads it any more.
 //! It refuses to go on without a mount that the configuration asks for, unless its caller can.
 
 mod credentials;
+mod mounting;
+mod state;
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use fusemount::{Mount, MountConfig, MountError};
+use fusemount::MountError;
 use s3gw::{Gateway, GatewayConfig};
 use sd_notify::NotifyState;
 use store::ListRequest;
 use tokio::net::TcpListener;
-use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::{self, Admin, Readiness};
 use crate::announce::{self, Announcement};
-use crate::assembly::Assembly;
+use crate::assembly::{Assembly, AssemblyError};
 use crate::cli::{Stop, put};
-use crate::config::{AdminAddress, MountSettings, S3Settings, Settings};
+use crate::config::{AdminAddress, S3Settings, Settings};
 use crate::signals::Signals;
+use crate::supervise::Link;
 use crate::warm::Jobs;
+use credentials::{Keeping, KeyFile, Place};
+pub(crate) use mounting::MountView;
+use mounting::{Mounted, Plan};
 
 /// Text that depends on what the addresses became.
 type Epilogue = Box<dyn Fn(&Announcement) -> String + Send>;
@@ -45,13 +51,21 @@ pub(crate) struct Options {
     pub(crate) stop_after: Option<Duration>,
     /// Printed after the addresses, with what they became.
     pub(crate) epilogue: Option<Epilogue>,
+    /// Replace the worker that serves the mount now.
+    pub(crate) take_over: bool,
+    /// The parent that starts this process again, where there is one.
+    pub(crate) supervisor: Option<Link>,
 }
 
 /// Part of the drain's time that the unmounting may take: programs that still use the mount are
 /// waited for, and what is left must do for the gateway.
 const UNMOUNT_SHARE: u32 = 2;
-/// The mount's own default; enough for a sequential reader of a fast cache.
-const DEFAULT_READAHEAD_KIB: u32 = 1024;
+/// How long a worker that leaves for another goes on with requests of S3: the mount's readers wait.
+const LEAVE_GRACE: Duration = Duration::from_secs(5);
+/// How long a directory or a port that a predecessor has is waited for: what it takes to leave.
+const PREDECESSOR_ENDS_WITHIN: Duration = Duration::from_secs(30);
+/// How often it is tried.
+const TRY_EVERY: Duration = Duration::from_millis(20);
 
 /// How long the cache may take to write what it holds; a dead disk would take forever. What is not
 /// written is fetched again.
@@ -89,17 +103,46 @@ async fn sidecar(settings: &Settings, options: &Options, signals: &Signals) -> R
     for note in &settings.notes {
         tracing::warn!("{note}");
     }
-    let opening = Assembly::open(settings);
+    // Looking at a holder takes milliseconds; a worker that is told to leave, seconds.
+    let plan = settings.mount.as_ref().map(|mount| {
+        tokio::task::block_in_place(|| {
+            Plan::make(settings, mount, options.force, options.take_over)
+        })
+    });
+    let plan = plan.transpose()?;
+    if options.take_over && plan.is_none() {
+        let what = "--take-over: there is no mount to take over";
+        return Err(Stop::Unusable(what.to_owned()));
+    }
+    let goes_on = options.supervisor.as_ref().is_some_and(|link| link.restarts() > 0)
+        || plan.as_ref().is_some_and(Plan::resumes);
+    let opening = open_assembly(settings, goes_on);
     let Some(opened) = unless_stopped(&signals.stop, opening).await else {
         tracing::info!("stopped before everything was open");
         return Ok(());
     };
     let assembly = Arc::new(opened.map_err(|e| Stop::Failed(e.to_string()))?);
-    let served = serve(settings, options, signals, &assembly).await;
+    let start = Start { settings, options, signals, assembly: &assembly, goes_on };
+    let served = start.serve(plan).await;
     if !within(CLOSE_LIMIT, assembly.cache.close()).await {
         tracing::warn!(limit = ?CLOSE_LIMIT, "the cache is not closed in time; it is left as it is");
     }
     served
+}
+
+/// Opens everything below the front ends. A cache that a predecessor is closing is waited for.
+async fn open_assembly(settings: &Settings, goes_on: bool) -> Result<Assembly, AssemblyError> {
+    let until = tokio::time::Instant::now() + PREDECESSOR_ENDS_WITHIN;
+    loop {
+        match Assembly::open(settings).await {
+            Err(AssemblyError::Cache(cache::OpenError::Locked { .. }))
+                if goes_on && tokio::time::Instant::now() < until =>
+            {
+                tokio::time::sleep(TRY_EVERY).await;
+            }
+            opened => return opened,
+        }
+    }
 }
 
 /// What `work` comes to, or `None` where the stop came first: a directory of a dead server, or a
@@ -120,51 +163,25 @@ async fn within(limit: Duration, work: impl Future<Output = ()>) -> bool {
 #[derive(Default)]
 struct Fronts {
     gateway: Option<JoinHandle<()>>,
-    mount: Option<Mount>,
+    mount: Option<Mounted>,
     others: Vec<JoinHandle<()>>,
     gateway_stop: CancellationToken,
     others_stop: CancellationToken,
 }
 
 impl Fronts {
-    async fn bind_metrics(
-        &mut self,
-        address: SocketAddr,
-        assembly: &Assembly,
-    ) -> Result<SocketAddr, Stop> {
-        let listener = TcpListener::bind(address).await.map_err(|e| taken(&address, &e))?;
-        let bound = listener.local_addr().unwrap_or(address);
-        let (registry, stop) = (assembly.registry.clone(), self.others_stop.clone());
-        self.others.push(tokio::spawn(admin::serve_metrics(listener, registry, stop)));
-        Ok(bound)
-    }
-
-    /// Mounts, where that is configured. A note says why not, where the caller can do without.
-    async fn mount(
-        &mut self,
-        settings: &Settings,
-        options: &Options,
-        assembly: &Arc<Assembly>,
-    ) -> Result<Option<String>, Stop> {
-        let Some(wanted) = &settings.mount else { return Ok(None) };
-        match open_mount(wanted, settings, options.force, assembly).await {
-            Ok(mount) => {
-                self.mount = Some(mount);
-                Ok(None)
+    /// Logs what is going on whenever SIGUSR1 asks for it.
+    fn report(&mut self, admin: &Arc<Admin>, signals: &Signals) {
+        let (admin, asked) = (Arc::clone(admin), Arc::clone(&signals.report));
+        let stop = self.others_stop.clone();
+        self.others.push(tokio::spawn(async move {
+            loop {
+                tokio::select! {
+                    () = asked.notified() => tracing::info!(status = %admin.status(), "asked by SIGUSR1"),
+                    () = stop.cancelled() => return,
+                }
             }
-            Err(MountError::NoFuse(why)) if options.mount_if_possible => {
-                Ok(Some(format!("no mount, S3 only: {why}")))
-            }
-            Err(error) => {
-                let way_out = match error {
-                    MountError::NoFuse(_) if settings.s3.is_some() => {
-                        "; `--no-mount` serves S3 without it"
-                    }
-                    _ => "",
-                };
-                Err(Stop::Failed(format!("{error}{way_out}")))
-            }
-        }
+        }));
     }
 }
 
@@ -180,47 +197,58 @@ fn announced_backends(assembly: &Assembly) -> Vec<announce::Backend> {
         .collect()
 }
 
-async fn serve(
-    settings: &Settings,
-    options: &Options,
-    signals: &Signals,
-    assembly: &Arc<Assembly>,
-) -> Result<(), Stop> {
-    let readiness = Readiness::default();
-    let mut notes = settings.notes.clone();
-    let mut fronts = Fronts::default();
-    let admin_listener = match &settings.admin {
-        Some(address) => Some(bind_admin(address, options.ports_may_move).await?),
-        None => None,
-    };
-    let admin_address = admin_listener.as_ref().map(admin::Listener::address).transpose();
-    let admin_address = admin_address.map_err(|e| Stop::Failed(format!("admin: {e}")))?;
-    let gateway = match &settings.s3 {
-        Some(s3) => {
-            Some(bind_gateway(s3, admin_address.as_ref(), options.ports_may_move, assembly).await?)
-        }
-        None => None,
-    };
-    let metrics = match settings.metrics {
-        Some(address) => Some(fronts.bind_metrics(address, assembly).await?),
-        None => None,
-    };
-    if let Some(note) = fronts.mount(settings, options, assembly).await? {
-        notes.push(note);
-    }
-    notes.extend(fronts.mount.iter().flat_map(|mount| mount.notes().iter().cloned()));
-    let announcement = Announcement {
-        backends: announced_backends(assembly),
-        mount: fronts.mount.as_ref().map(|mount| mount.mount_point().to_owned()),
-        s3: gateway.as_ref().map(|g| g.announced.clone()),
-        admin: admin_address,
-        metrics,
-        cache: settings.cache.disk.clone(),
-        notes: notes.clone(),
-    };
+/// What a start is made from.
+struct Start<'a> {
+    settings: &'a Settings,
+    options: &'a Options,
+    signals: &'a Signals,
+    assembly: &'a Arc<Assembly>,
+    /// This process goes on for another: ports and directories may be given back a moment later.
+    goes_on: bool,
+}
 
-    let mount_lost = Arc::new(AtomicBool::new(false));
-    if let Some(listener) = admin_listener {
+impl Start<'_> {
+    async fn serve(&self, plan: Option<Plan>) -> Result<(), Stop> {
+        let Self { settings, options, signals, assembly, goes_on } = *self;
+        let link = options.supervisor.as_ref();
+        let folder = plan.as_ref().and_then(Plan::folder).map(Path::to_owned);
+        let own_process = || Place::OfProcess(link.map_or_else(std::process::id, Link::supervisor));
+        let keeping = Keeping { file: folder.map_or_else(own_process, Place::In), goes_on };
+        let readiness = Readiness::default();
+        let mut notes = settings.notes.clone();
+        let mut fronts = Fronts::default();
+        // Readers of a mount that a holder has wait for this process; a new mount comes last, when
+        // nothing can fail any more.
+        let resumes = plan.as_ref().is_some_and(Plan::resumes);
+        let (mut first, mut last) = if resumes { (plan, None) } else { (None, plan) };
+        notes.extend(self.mount(&mut fronts, first.take()).await?);
+        let admin_listener = match &settings.admin {
+            Some(address) => Some(self.bind_admin(address).await?),
+            None => None,
+        };
+        let admin_address = admin_listener.as_ref().map(admin::Listener::address).transpose();
+        let admin_address = admin_address.map_err(|e| Stop::Failed(format!("admin: {e}")))?;
+        let gateway = match &settings.s3 {
+            Some(s3) => Some(self.bind_gateway(s3, admin_address.as_ref(), &keeping).await?),
+            None => None,
+        };
+        let metrics = match settings.metrics {
+            Some(address) => Some(self.bind_metrics(&mut fronts, address).await?),
+            None => None,
+        };
+        notes.extend(self.mount(&mut fronts, last.take()).await?);
+        notes.extend(fronts.mount.iter().flat_map(Mounted::notes));
+        let mount_point = fronts.mount.as_ref().and_then(Mounted::point).map(Path::to_owned);
+        let announcement = Announcement {
+            backends: announced_backends(assembly),
+            mount: mount_point,
+            s3: gateway.as_ref().map(|g| g.announced.clone()),
+            admin: admin_address,
+            metrics,
+            cache: settings.cache.disk.clone(),
+            notes: notes.clone(),
+        };
+
         let admin = Arc::new(Admin {
             assembly: Arc::clone(assembly),
             readiness: readiness.clone(),
@@ -232,41 +260,163 @@ async fn serve(
             s3: announcement.s3.as_ref().map(|s3| s3.url.clone()),
             cache_path: settings.cache.disk.as_ref().map(|(path, _)| path.display().to_string()),
             notes,
-            mount_lost: Arc::clone(&mount_lost),
+            view: fronts.mount.as_ref().map(|mount| Arc::clone(mount.view())),
+            restarts: link.map(Link::restarts),
         });
-        let stop = fronts.others_stop.clone();
-        fronts.others.push(tokio::spawn(admin::serve(listener, admin, stop)));
-    }
-    let mut _key_file = None;
-    if let Some(bound) = gateway {
-        _key_file = bound.written;
-        let (stop, grace) = (fronts.gateway_stop.clone(), settings.drain_timeout);
-        fronts.gateway = Some(tokio::spawn(async move {
-            let drained = bound.gateway.serve(stop, grace).await;
-            tracing::info!(?drained, "S3 endpoint drained");
-        }));
-    }
-
-    readiness.set(true);
-    notify(&[NotifyState::Ready]);
-    put(&announcement.to_string());
-    if let Some(epilogue) = &options.epilogue {
-        put(&epilogue(&announcement));
-    }
-    let look = look_at_origins(Arc::clone(assembly));
-    let stop = fronts.others_stop.clone();
-    fronts.others.push(tokio::spawn(async move {
-        tokio::select! {
-            () = look => {}
-            () = stop.cancelled() => {}
+        fronts.report(&admin, signals);
+        if let Some(listener) = admin_listener {
+            let stop = fronts.others_stop.clone();
+            fronts.others.push(tokio::spawn(admin::serve(listener, admin, stop)));
         }
-    }));
+        let mut key_file = None;
+        if let Some(bound) = gateway {
+            key_file = bound.written;
+            let (stop, grace) = (fronts.gateway_stop.clone(), settings.drain_timeout);
+            fronts.gateway = Some(tokio::spawn(async move {
+                let drained = bound.gateway.serve(stop, grace).await;
+                tracing::info!(?drained, "S3 endpoint drained");
+            }));
+        }
 
-    wait(&fronts, signals, &mount_lost).await;
+        readiness.set(true);
+        notify(link, NotifyState::Ready);
+        put(&announcement.to_string());
+        if let Some(epilogue) = &options.epilogue {
+            put(&epilogue(&announcement));
+        }
+        let look = look_at_origins(Arc::clone(assembly));
+        let stop = fronts.others_stop.clone();
+        fronts.others.push(tokio::spawn(async move {
+            tokio::select! {
+                () = look => {}
+                () = stop.cancelled() => {}
+            }
+        }));
 
-    readiness.set(false);
-    notify(&[NotifyState::Stopping]);
-    drain(fronts, settings.drain_timeout).await
+        let end = wait(&mut fronts, signals).await;
+
+        readiness.set(false);
+        notify(link, NotifyState::Stopping);
+        if end == End::Leave {
+            // The next worker goes on with the key.
+            key_file.map(KeyFile::keep);
+            return drain(fronts, end, settings.drain_timeout.min(LEAVE_GRACE)).await;
+        }
+        let state = fronts.mount.as_ref().and_then(Mounted::own_state);
+        let drained = drain(fronts, end, settings.drain_timeout).await;
+        drop(key_file);
+        if let (Ok(()), Some(state)) = (&drained, state) {
+            state.remove();
+        }
+        drained
+    }
+
+    async fn bind_admin(&self, address: &AdminAddress) -> Result<admin::Listener, Stop> {
+        let mut bound = self.patiently(|| admin::Listener::bind(address), is_taken).await;
+        if let AdminAddress::Tcp(tcp) = address
+            && self.options.ports_may_move
+            && bound.as_ref().is_err_and(is_taken)
+        {
+            bound = admin::Listener::bind(&AdminAddress::Tcp(free_port(*tcp))).await;
+        }
+        bound.map_err(|error| taken(address, &error))
+    }
+
+    async fn bind_metrics(
+        &self,
+        fronts: &mut Fronts,
+        address: SocketAddr,
+    ) -> Result<SocketAddr, Stop> {
+        let bound = self.patiently(|| TcpListener::bind(address), is_taken).await;
+        let listener = bound.map_err(|e| taken(&address, &e))?;
+        let bound = listener.local_addr().unwrap_or(address);
+        let (registry, stop) = (self.assembly.registry.clone(), fronts.others_stop.clone());
+        fronts.others.push(tokio::spawn(admin::serve_metrics(listener, registry, stop)));
+        Ok(bound)
+    }
+
+    async fn bind_gateway(
+        &self,
+        s3: &S3Settings,
+        admin: Option<&AdminAddress>,
+        keeping: &Keeping,
+    ) -> Result<BoundGateway, Stop> {
+        let access = credentials::prepare(s3, admin, keeping)?;
+        let metrics = s3gw::Metrics::register(&self.assembly.registry);
+        let metrics = metrics.map_err(|e| Stop::Failed(format!("metrics: {e}")))?;
+        let config = GatewayConfig {
+            allowed_hosts: s3.allowed_hosts.clone(),
+            region: s3.region.clone(),
+            body_memory_bytes: s3.body_memory_bytes,
+            ..GatewayConfig::new(s3.listen, access.access)
+        };
+        let any_port = GatewayConfig { listen: free_port(s3.listen), ..config.clone() };
+        let namespace = || Arc::clone(&self.assembly.namespace);
+        let bind = || Gateway::bind(config.clone(), namespace(), metrics.clone());
+        let mut gateway = self.patiently(bind, is_taken).await;
+        if self.options.ports_may_move && gateway.as_ref().is_err_and(is_taken) {
+            gateway = Gateway::bind(any_port, namespace(), metrics.clone()).await;
+        }
+        let gateway = gateway.map_err(|e| Stop::Failed(format!("s3.listen {}: {e}", s3.listen)))?;
+        let address = gateway.local_addr();
+        let announced = announce::Endpoint {
+            url: format!("http://{}", reachable(address)),
+            listen: address,
+            region: s3.region.clone(),
+            access: access.announced,
+        };
+        Ok(BoundGateway {
+            gateway,
+            announced,
+            credentials: access.credentials,
+            written: access.written,
+        })
+    }
+
+    /// What `bind` comes to; what a predecessor has not given back yet is tried again.
+    async fn patiently<T, E, F: Future<Output = Result<T, E>>>(
+        &self,
+        mut bind: impl FnMut() -> F,
+        is_taken: impl Fn(&E) -> bool,
+    ) -> Result<T, E> {
+        let until = tokio::time::Instant::now() + PREDECESSOR_ENDS_WITHIN;
+        loop {
+            match bind().await {
+                Err(error)
+                    if self.goes_on && is_taken(&error) && tokio::time::Instant::now() < until =>
+                {
+                    tokio::time::sleep(TRY_EVERY).await;
+                }
+                bound => return bound,
+            }
+        }
+    }
+
+    /// Mounts, where that is planned. A note says why not, where the caller can do without.
+    async fn mount(&self, fronts: &mut Fronts, plan: Option<Plan>) -> Result<Option<String>, Stop> {
+        let Some(plan) = plan else { return Ok(None) };
+        let metrics = fusemount::Metrics::register(&self.assembly.registry);
+        let metrics = metrics.map_err(|e| Stop::Failed(format!("metrics: {e}")))?;
+        let namespace = Arc::clone(&self.assembly.namespace);
+        match plan.open(namespace, metrics, self.signals.now.clone()).await {
+            Ok(mounted) => {
+                fronts.mount = Some(mounted);
+                Ok(None)
+            }
+            Err(MountError::NoFuse(why)) if self.options.mount_if_possible => {
+                Ok(Some(format!("no mount, S3 only: {why}")))
+            }
+            Err(error) => {
+                let way_out = match error {
+                    MountError::NoFuse(_) if self.settings.s3.is_some() => {
+                        "; `--no-mount` serves S3 without it"
+                    }
+                    _ => "",
+                };
+                Err(Stop::Failed(format!("{error}{way_out}")))
+            }
+        }
+    }
 }
 
 /// Asks each origin for one key, so that one that is down is said at the start and not only when
@@ -287,24 +437,33 @@ async fn look_at_origins(assembly: Arc<Assembly>) {
     futures::future::join_all(looks).await;
 }
 
-/// Returns when it is time to stop. An unmounting by somebody else is said, and S3 goes on.
-async fn wait(fronts: &Fronts, signals: &Signals, mount_lost: &AtomicBool) {
-    let gone = async {
-        match &fronts.mount {
-            Some(mount) => mount.ended().await,
+/// Why serving ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// Somebody asked this process to stop.
+    Stop,
+    /// Another worker takes over.
+    Leave,
+}
+
+/// Returns when it is time to end. A mount that is lost is said, and S3 goes on.
+async fn wait(fronts: &mut Fronts, signals: &Signals) -> End {
+    let left = async {
+        match &mut fronts.mount {
+            Some(mount) => mount.serve().await,
             None => std::future::pending().await,
         }
     };
     tokio::select! {
-        () = signals.stop.cancelled() => return,
-        () = gone => {}
+        () = signals.stop.cancelled() => End::Stop,
+        () = left => {
+            tracing::info!("another worker takes over the mount; leaving it");
+            End::Leave
+        }
     }
-    mount_lost.store(true, Relaxed);
-    tracing::warn!("the mount is gone although nobody asked this sidecar; S3 is still served");
-    signals.stop.cancelled().await;
 }
 
-async fn drain(fronts: Fronts, limit: Duration) -> Result<(), Stop> {
+async fn drain(fronts: Fronts, end: End, limit: Duration) -> Result<(), Stop> {
     let begun = Instant::now();
     fronts.gateway_stop.cancel();
     let gateway = async {
@@ -314,9 +473,13 @@ async fn drain(fronts: Fronts, limit: Duration) -> Result<(), Stop> {
         }
     };
     let unmount = async {
-        match fronts.mount {
-            Some(mount) => mount.unmount(limit / UNMOUNT_SHARE).await,
-            None => Ok(()),
+        match (fronts.mount, end) {
+            (Some(mount), End::Stop) => mount.end(limit / UNMOUNT_SHARE).await,
+            (Some(mount), End::Leave) => {
+                mount.leave().await;
+                Ok(())
+            }
+            (None, _) => Ok(()),
         }
     };
     let (unmounted, ()) = tokio::join!(unmount, gateway);
@@ -336,54 +499,6 @@ struct BoundGateway {
     announced: announce::Endpoint,
     credentials: Option<admin::Credentials>,
     written: Option<credentials::KeyFile>,
-}
-
-async fn bind_gateway(
-    s3: &S3Settings,
-    admin: Option<&AdminAddress>,
-    port_may_move: bool,
-    assembly: &Arc<Assembly>,
-) -> Result<BoundGateway, Stop> {
-    let access = credentials::prepare(s3, admin)?;
-    let metrics = s3gw::Metrics::register(&assembly.registry);
-    let metrics = metrics.map_err(|e| Stop::Failed(format!("metrics: {e}")))?;
-    let config = GatewayConfig {
-        allowed_hosts: s3.allowed_hosts.clone(),
-        region: s3.region.clone(),
-        body_memory_bytes: s3.body_memory_bytes,
-        ..GatewayConfig::new(s3.listen, access.access)
-    };
-    let any_port = GatewayConfig { listen: free_port(s3.listen), ..config.clone() };
-    let namespace = || Arc::clone(&assembly.namespace);
-    let mut gateway = Gateway::bind(config, namespace(), metrics.clone()).await;
-    if port_may_move && gateway.as_ref().is_err_and(is_taken) {
-        gateway = Gateway::bind(any_port, namespace(), metrics).await;
-    }
-    let gateway = gateway.map_err(|e| Stop::Failed(format!("s3.listen {}: {e}", s3.listen)))?;
-    let address = gateway.local_addr();
-    let announced = announce::Endpoint {
-        url: format!("http://{}", reachable(address)),
-        listen: address,
-        region: s3.region.clone(),
-        access: access.announced,
-    };
-    Ok(BoundGateway {
-        gateway,
-        announced,
-        credentials: access.credentials,
-        written: access.written,
-    })
-}
-
-async fn bind_admin(address: &AdminAddress, port_may_move: bool) -> Result<admin::Listener, Stop> {
-    let mut bound = admin::Listener::bind(address).await;
-    if let AdminAddress::Tcp(tcp) = address
-        && port_may_move
-        && bound.as_ref().is_err_and(is_taken)
-    {
-        bound = admin::Listener::bind(&AdminAddress::Tcp(free_port(*tcp))).await;
-    }
-    bound.map_err(|error| taken(address, &error))
 }
 
 fn is_taken(error: &std::io::Error) -> bool {
@@ -409,46 +524,20 @@ fn reachable(address: SocketAddr) -> SocketAddr {
     address
 }
 
-async fn open_mount(
-    wanted: &MountSettings,
-    settings: &Settings,
-    force: bool,
-    assembly: &Arc<Assembly>,
-) -> Result<Mount, MountError> {
-    let metrics = fusemount::Metrics::register(&assembly.registry);
-    let metrics = metrics.map_err(|e| MountError::Refused(format!("metrics: {e}")))?;
-    // Names must not outlive what the cache would say of them; the shortest origin decides.
-    let ttl = settings.backends.iter().map(|b| b.freshness.stale_ttl).min();
-    let readahead = wanted.readahead_bytes.map(|bytes| bytes.div_ceil(1024));
-    let config = MountConfig {
-        allow_other: wanted.allow_other,
-        uid: wanted.uid,
-        gid: wanted.gid,
-        file_mode: wanted.file_mode,
-        dir_mode: wanted.dir_mode,
-        metadata_ttl: ttl.unwrap_or(settings.cache.stale_ttl),
-        read_ahead_kib: readahead
-            .map_or(DEFAULT_READAHEAD_KIB, |kib| u32::try_from(kib).unwrap_or(u32::MAX)),
-        threads: wanted.threads.map(|n| n as usize),
-        debug: wanted.debug,
-        force,
-        ..MountConfig::new(&wanted.point)
-    };
-    let namespace = Arc::clone(&assembly.namespace);
-    let runtime = Handle::current();
-    tokio::task::spawn_blocking(move || Mount::open(namespace, config, metrics, runtime))
-        .await
-        .unwrap_or_else(|error| Err(MountError::Refused(error.to_string())))
-}
-
 fn taken(address: &dyn std::fmt::Display, error: &std::io::Error) -> Stop {
     Stop::Failed(format!("{address}: {error}; is another sidecar running? port 0 takes a free one"))
 }
 
-/// Tells systemd, where it asked to be told.
-fn notify(state: &[NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(state) {
-        tracing::debug!(%error, "the service manager cannot be notified");
+/// Tells the supervisor, or the service manager that asked to be told.
+fn notify(supervisor: Option<&Link>, state: NotifyState<'_>) {
+    match (supervisor, &state) {
+        (Some(link), NotifyState::Ready) => link.ready(),
+        (Some(link), _) => link.stopping(),
+        (None, _) => {
+            if let Err(error) = sd_notify::notify(&[state]) {
+                tracing::debug!(%error, "the service manager cannot be notified");
+            }
+        }
     }
 }
 

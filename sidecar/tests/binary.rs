@@ -15,6 +15,8 @@ mod check;
 mod demo;
 #[path = "binary/run.rs"]
 mod run;
+#[path = "binary/supervise.rs"]
+mod supervise;
 #[path = "binary/support.rs"]
 mod support;
 #[path = "binary/warm.rs"]

@@ -93,10 +93,10 @@ fn health(admin: &Admin) -> Value {
         degraded |= problem.is_some();
         checks.insert(format!("cache:{tier}"), problem.unwrap_or_else(|| "ok".to_owned()).into());
     }
-    if admin.mount.is_some() {
-        let lost = admin.mount_lost.load(std::sync::atomic::Ordering::Relaxed);
-        degraded |= lost;
-        checks.insert("mount".to_owned(), if lost { "gone" } else { "ok" }.into());
+    if let Some(view) = &admin.view {
+        let lost = view.lost();
+        degraded |= lost.is_some();
+        checks.insert("mount".to_owned(), lost.unwrap_or_else(|| "ok".to_owned()).into());
     }
     json!({"status": if degraded { "degraded" } else { "ok" }, "checks": checks})
 }
@@ -111,7 +111,7 @@ fn tiers(admin: &Admin) -> Vec<(&'static str, Option<String>)> {
     tiers
 }
 
-fn status(admin: &Admin) -> Value {
+pub(super) fn status(admin: &Admin) -> Value {
     let origins: Vec<Value> = admin
         .assembly
         .origins
@@ -143,7 +143,10 @@ fn status(admin: &Admin) -> Value {
         "cache": admin.assembly.cache.stats(),
         "cache_path": admin.cache_path,
         "mount": admin.mount,
+        "mount_lost": admin.view.as_ref().and_then(|view| view.lost()),
+        "holder": admin.view.as_ref().map(|view| view.holder()),
         "s3": admin.s3,
+        "restarts": admin.restarts,
         "warm_jobs": admin.jobs.all().iter().map(|job| json!({"id": job.id, "state": job.state})).collect::<Vec<_>>(),
         "notes": admin.notes,
     })

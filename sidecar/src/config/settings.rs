@@ -96,9 +96,11 @@ pub enum HolderSettings {
     Socket(PathBuf),
 }
 
-impl HolderSettings {
-    /// What `auto`, `none` or an absolute path means; the error says what is wrong.
-    pub(crate) fn parse(text: &str) -> Result<Self, String> {
+impl std::str::FromStr for HolderSettings {
+    type Err = String;
+
+    /// `auto`, `none` or the absolute path of a socket; the error says what is wrong.
+    fn from_str(text: &str) -> Result<Self, String> {
         match text {
             "auto" => Ok(Self::Auto),
             "none" => Ok(Self::None),
@@ -242,7 +244,7 @@ fn mount(
             true
         }
     };
-    let holder = HolderSettings::parse(fuse.holder.as_deref().unwrap_or("auto"));
+    let holder = fuse.holder.as_deref().unwrap_or("auto").parse();
     let holder = holder.unwrap_or_else(|what| {
         let fix = "write auto, none, or the socket of a `warpdrive mountd` with its whole path";
         problems.add(at.key("holder"), what, fix);

@@ -1,15 +1,17 @@
 //! The keys of the S3 endpoint, and how clients are told them.
 //!
-//! Invariant: a generated key exists for one process; its file is readable by its owner only, and
-//! its secret is never printed. It refuses to replace or remove a file that holds anything but a
-//! key of the endpoint.
+//! Invariant: a generated key exists for one sidecar, over the crashes and upgrades of its process;
+//! its file is readable by its owner only, and its secret is never printed. It refuses to replace or
+//! remove a file that holds anything but a key of the endpoint.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use rand::RngExt;
 use s3gw::{Access, AccessKey};
-use secrecy::SecretString;
+use secrecy::{ExposeSecret, SecretString};
+use sha2::{Digest, Sha256};
 
+use super::state;
 use crate::admin::Credentials;
 use crate::announce;
 use crate::cli::Stop;
@@ -29,6 +31,13 @@ pub(super) struct Prepared {
 pub(super) struct KeyFile {
     path: PathBuf,
     id: String,
+}
+
+impl KeyFile {
+    /// Leaves the file to the process that goes on for this one.
+    pub(super) fn keep(mut self) {
+        self.path = PathBuf::new();
+    }
 }
 
 impl Drop for KeyFile {
@@ -82,10 +91,32 @@ fn found_at(path: &Path, ours: impl Fn(&str) -> bool) -> std::io::Result<Found> 
     })
 }
 
+/// The generated key of a predecessor that this process goes on for: clients have it already.
+fn left_at(path: &Path) -> Option<AccessKey> {
+    if !matches!(found_at(path, |id| id.starts_with(GENERATED)), Ok(Found::OurKey)) {
+        return None;
+    }
+    let meta = std::fs::metadata(path).ok()?;
+    // A key that somebody else wrote, or can read, is not one to be trusted.
+    if meta.uid() != rustix::process::geteuid().as_raw() || meta.mode() & 0o077 != 0 {
+        return None;
+    }
+    let text = std::fs::read_to_string(path).ok()?;
+    let value = |wanted: &str| {
+        let mut pairs = text.lines().filter_map(|line| line.split_once('='));
+        pairs.find(|(name, _)| name.trim() == wanted).map(|(_, value)| value.trim().to_owned())
+    };
+    let secret = SecretString::from(value("aws_secret_access_key")?);
+    Some(AccessKey { id: value("aws_access_key_id")?, secret })
+}
+
+/// How generated ids begin.
+const GENERATED: &str = "WARP";
+
 /// Writes the file, unless that would destroy something.
 fn write(key: &AccessKey, keys: &[AccessKey], path: &Path, profile: &str) -> Result<(), Stop> {
     // Ids that begin so are generated ones: an earlier sidecar did not come to remove its file.
-    let ours = |id: &str| id.starts_with("WARP") || keys.iter().any(|known| known.id == id);
+    let ours = |id: &str| id.starts_with(GENERATED) || keys.iter().any(|known| known.id == id);
     let written = match found_at(path, ours) {
         Ok(Found::Nothing | Found::OurKey) => key.write_shared_credentials_file(path, profile),
         Ok(Found::SomethingElse) => Err(std::io::Error::new(
@@ -98,9 +129,37 @@ fn write(key: &AccessKey, keys: &[AccessKey], path: &Path, profile: &str) -> Res
     written.map_err(|e| Stop::Failed(format!("s3.credentials_file {}: {e}", path.display())))
 }
 
+/// Where keys are written that the file names no place for, and whether they are taken from there.
+pub(super) struct Keeping {
+    /// The file of a generated key.
+    pub(super) file: Place,
+    /// True where this process goes on for another: after its crash, or taking over.
+    pub(super) goes_on: bool,
+}
+
+/// Where a generated key is written.
+pub(super) enum Place {
+    /// In a directory of this sidecar's own.
+    In(PathBuf),
+    /// In the directory of this user's run-time files, named by a process.
+    OfProcess(u32),
+}
+
 /// Makes or takes the keys, and writes the file for clients.
-pub(super) fn prepare(s3: &S3Settings, admin: Option<&AdminAddress>) -> Result<Prepared, Stop> {
-    let (keys, generated) = match &s3.access {
+pub(super) fn prepare(
+    s3: &S3Settings,
+    admin: Option<&AdminAddress>,
+    keeping: &Keeping,
+) -> Result<Prepared, Stop> {
+    let generated = matches!(s3.access, AccessSettings::Generated);
+    // A static key is known to its users; a file is written only where they ask for one.
+    let path = match (&s3.credentials_file, generated, &keeping.file) {
+        (Some(path), ..) => Some(path.clone()),
+        (None, false, _) => None,
+        (None, true, Place::In(dir)) => Some(dir.join("credentials")),
+        (None, true, Place::OfProcess(pid)) => Some(default_file(*pid)?),
+    };
+    let keys = match &s3.access {
         AccessSettings::Anonymous => {
             return Ok(Prepared {
                 access: Access::Anonymous,
@@ -114,18 +173,15 @@ pub(super) fn prepare(s3: &S3Settings, admin: Option<&AdminAddress>) -> Result<P
                 id: p.id.clone(),
                 secret: p.secret.clone(),
             };
-            (pairs.iter().map(key).collect::<Vec<_>>(), false)
+            pairs.iter().map(key).collect::<Vec<_>>()
         }
-        AccessSettings::Generated => (vec![AccessKey::generate()], true),
+        AccessSettings::Generated => {
+            let left = path.as_deref().filter(|_| keeping.goes_on).and_then(left_at);
+            vec![left.unwrap_or_else(AccessKey::generate)]
+        }
     };
     let Some(first) = keys.first().cloned() else {
         return Err(Stop::Unusable("s3.keys: names no key".to_owned()));
-    };
-    // A static key is known to its users; a file is written only where they ask for one.
-    let path = match (&s3.credentials_file, generated) {
-        (Some(path), _) => Some(path.clone()),
-        (None, true) => Some(default_file()?),
-        (None, false) => None,
     };
     if let Some(path) = &path {
         write(&first, &keys, path, &s3.profile)?;
@@ -135,7 +191,7 @@ pub(super) fn prepare(s3: &S3Settings, admin: Option<&AdminAddress>) -> Result<P
         Some(AdminAddress::Tcp(address)) if generated => Some(address),
         _ => None,
     };
-    let token = random_token();
+    let token = token(&first);
     let uri = over_tcp.map(|address| format!("http://{address}/credentials"));
     let announced = announce::Access::Signed {
         file: path.clone(),
@@ -147,39 +203,22 @@ pub(super) fn prepare(s3: &S3Settings, admin: Option<&AdminAddress>) -> Result<P
     Ok(Prepared { access: Access::Signed(keys), announced, credentials, written })
 }
 
-/// A file in the directory that the system keeps for this user's run-time files, else in one of
-/// our own below the temporary directory; named by process, so that two sidecars keep apart.
-fn default_file() -> Result<PathBuf, Stop> {
-    use std::os::unix::fs::{DirBuilderExt, MetadataExt};
-    let base = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|dir| dir.is_dir());
-    let uid = rustix::process::geteuid().as_raw();
-    let folder = match base {
-        Some(base) => base.join("warpdrive"),
-        None => std::env::temp_dir().join(format!("warpdrive-{uid}")),
-    };
-    let refused = |what: String| {
-        let folder = folder.display();
-        Stop::Failed(format!("credentials folder {folder}: {what}; set s3.credentials_file"))
-    };
-    match std::fs::DirBuilder::new().mode(0o700).create(&folder) {
-        Ok(()) => {}
-        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
-            let meta = std::fs::symlink_metadata(&folder).map_err(|e| refused(e.to_string()))?;
-            // Somebody else may have made it first, to be handed the key.
-            if !meta.is_dir() || meta.uid() != uid || meta.mode() & 0o022 != 0 {
-                return Err(refused("is not a directory that only this user writes".to_owned()));
-            }
-        }
-        Err(error) => return Err(refused(error.to_string())),
-    }
-    Ok(folder.join(format!("credentials-{}", std::process::id())))
+/// A file in a directory of this user's; named by process, so that two sidecars keep apart.
+fn default_file(pid: u32) -> Result<PathBuf, Stop> {
+    let refused = |e| Stop::Failed(format!("credentials folder {e}; set s3.credentials_file"));
+    Ok(state::user_folder().map_err(refused)?.join(format!("credentials-{pid}")))
 }
 
-/// 256 bits in hex.
-fn random_token() -> String {
-    let bytes: [u8; 32] = rand::rng().random();
-    bytes.iter().fold(String::with_capacity(64), |mut text, byte| {
-        use std::fmt::Write;
+/// What clients must send to be told a key: 256 bits in hex, the same for as long as the key is, and
+/// nothing that leads back to it.
+fn token(key: &AccessKey) -> String {
+    use std::fmt::Write;
+    let mut hash = Sha256::new();
+    hash.update(b"warpdrive: token for the credentials of ");
+    hash.update(key.id.as_bytes());
+    hash.update([0]);
+    hash.update(key.secret.expose_secret().as_bytes());
+    hash.finalize().iter().fold(String::with_capacity(64), |mut text, byte| {
         // Writing to a String cannot fail.
         let _ = write!(text, "{byte:02x}");
         text
@@ -205,6 +244,27 @@ mod tests {
         assert!(path.exists());
         drop(file);
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn who_goes_on_for_another_has_its_key() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("keys");
+        assert!(left_at(&path).is_none());
+        let (first, _file) = key_file(&path);
+        let left = left_at(&path).unwrap();
+        assert_eq!(left.id, first.id);
+        assert_eq!(left.secret.expose_secret(), first.secret.expose_secret());
+        assert_eq!(token(&left), token(&first));
+        assert_ne!(token(&AccessKey::generate()), token(&first));
+        // One that others could have read is not used again.
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
+        assert!(left_at(&path).is_none());
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+        std::fs::write(&path, "[default]\naws_access_key_id = AKIA\naws_secret_access_key = x\n")
+            .unwrap();
+        assert!(left_at(&path).is_none());
     }
 
     #[test]
