@@ -1,4 +1,4 @@
-//! What a mount can be told.
+//! What a mount, and what a mount holder can be told.
 //!
 //! Invariant: plain values; every default works for one user on one machine. Nothing is read from
 //! the environment here.
@@ -72,6 +72,50 @@ impl MountConfig {
             holder: None,
             take_over: false,
             journal: None,
+        }
+    }
+}
+
+/// How a mount holder mounts, and whom it serves.
+#[derive(Debug, Clone)]
+pub struct HolderConfig {
+    /// An existing directory.
+    pub mount_point: PathBuf,
+    /// Where workers connect. A socket there that nobody listens on is replaced.
+    pub socket: PathBuf,
+    /// True when users other than the one that mounts may enter.
+    pub allow_other: bool,
+    /// How far the kernel reads ahead of a sequential reader, in KiB; 0 leaves its own default.
+    pub read_ahead_kib: u32,
+    /// Event loops that a worker can have, 1 to 16.
+    pub loops: usize,
+    /// Users that may be workers, besides the one of this process and root.
+    pub uids: Vec<u32>,
+    /// How long requests wait for a worker; then they fail with EIO until there is one.
+    pub patience: Duration,
+    /// How long programs may go on using the mount after SIGTERM.
+    pub grace: Duration,
+    /// True to detach a dead FUSE mount of any kind that is found at the mount point; one of ours
+    /// is detached in any case.
+    pub force: bool,
+}
+
+impl HolderConfig {
+    /// The defaults, at a mount point and a socket.
+    pub fn new(mount_point: impl Into<PathBuf>, socket: impl Into<PathBuf>) -> Self {
+        let cores = std::thread::available_parallelism().map_or(2, usize::from);
+        Self {
+            mount_point: mount_point.into(),
+            socket: socket.into(),
+            allow_other: false,
+            read_ahead_kib: 1024,
+            // As many as a worker takes by default.
+            loops: cores.clamp(2, 8),
+            uids: Vec::new(),
+            // Half of the time after which the kernel reports a hung task.
+            patience: Duration::from_mins(1),
+            grace: Duration::from_secs(5),
+            force: false,
         }
     }
 }

@@ -15,62 +15,18 @@ use std::fmt::Arguments;
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt, chown};
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::path::Path;
 
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with,
 };
 
+use crate::config::HolderConfig;
 use crate::mount::{MountError, clear_mount_point};
 use connection::Connection;
 use server::{Holder, MAX_PEERS};
 pub(crate) use system::{install, peer};
-
-/// What a holder is told.
-#[derive(Debug, Clone)]
-pub struct HolderConfig {
-    /// An existing directory.
-    pub mount_point: PathBuf,
-    /// Where workers connect. A socket there that nobody listens on is replaced.
-    pub socket: PathBuf,
-    /// True when users other than the one that mounts may enter.
-    pub allow_other: bool,
-    /// How far the kernel reads ahead of a sequential reader, in KiB; 0 leaves its own default.
-    pub read_ahead_kib: u32,
-    /// Event loops that a worker can have, 1 to 16.
-    pub loops: usize,
-    /// Users that may be workers, besides the one of this process and root.
-    pub uids: Vec<u32>,
-    /// How long requests wait for a worker; then they fail with EIO until there is one.
-    pub patience: Duration,
-    /// How long programs may go on using the mount after SIGTERM.
-    pub grace: Duration,
-    /// True to detach a dead FUSE mount of any kind that is found at the mount point; one of ours
-    /// is detached in any case.
-    pub force: bool,
-}
-
-impl HolderConfig {
-    /// The defaults, at a mount point and a socket.
-    pub fn new(mount_point: impl Into<PathBuf>, socket: impl Into<PathBuf>) -> Self {
-        let cores = std::thread::available_parallelism().map_or(2, usize::from);
-        Self {
-            mount_point: mount_point.into(),
-            socket: socket.into(),
-            allow_other: false,
-            read_ahead_kib: 1024,
-            // As many as a worker takes by default.
-            loops: cores.clamp(2, 8),
-            uids: Vec::new(),
-            // Half of the time after which the kernel reports a hung task.
-            patience: Duration::from_mins(1),
-            grace: Duration::from_secs(5),
-            force: false,
-        }
-    }
-}
 
 /// Mounts, and serves workers until SIGTERM, SIGINT, a worker's request or somebody's `umount`
 /// ends the mount; then the socket is removed. It handles those signals for the whole process.

@@ -17,10 +17,10 @@ mod mount;
 mod nodes;
 mod registrar;
 
-pub use config::MountConfig;
-pub use holder::{HolderConfig, hold};
+pub use config::{HolderConfig, MountConfig};
+pub use holder::hold;
 pub use metrics::Metrics;
 pub use mount::{
-    HolderStatus, Mount, MountError, MountPointState, check_mount_point, dismiss_worker, end_holder,
-    holder_status, spawn_holder,
+    HolderStatus, Mount, MountError, MountPointState, check_mount_point, dismiss_worker,
+    end_holder, holder_status, spawn_holder,
 };

@@ -36,12 +36,12 @@ use crate::registrar::{Direct, Registrar, Unavailable};
 pub(crate) use attach::attach_own;
 use attach::{Attached, attach};
 pub(crate) use clear::clear_mount_point;
+pub use inquire::{HolderStatus, dismiss_worker, end_holder, holder_status};
 use joined::Joined;
 use loops::{Loops, Prepared};
 pub(crate) use point::{MountEntry, mounted_at};
 pub use point::{MountPointState, check_mount_point};
 pub(crate) use readahead::raise as raise_read_ahead;
-pub use inquire::{HolderStatus, dismiss_worker, end_holder, holder_status};
 pub use spawn::spawn_holder;
 
 /// Event loops for requests. What is in memory is answered in the loop, copying included; eight

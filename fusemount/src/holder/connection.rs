@@ -7,14 +7,14 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount};
 
 use super::registrations::Registrations;
-use super::{HolderConfig, device, say};
+use super::{device, say};
+use crate::config::HolderConfig;
 use crate::mount::{MountEntry, MountError, attach_own, mounted_at, raise_read_ahead};
 
 /// `FUSE_MIN_READ_BUFFER`, the least that the kernel reads a request into.
@@ -129,6 +129,10 @@ impl Connection {
 
     /// Has the kernel send again what a worker had taken and not answered. Nobody may be reading.
     pub(super) fn resend(&mut self) {
+        // INIT itself is not answered before, and would be sent again.
+        if !self.is_begun() {
+            return;
+        }
         let mut message = [0; OUT_HEADER_BYTES as usize];
         message[..4].copy_from_slice(&OUT_HEADER_BYTES.to_ne_bytes());
         message[4..8].copy_from_slice(&NOTIFY_RESEND.to_ne_bytes());
@@ -199,12 +203,6 @@ fn refusal(request: &[u8]) -> Option<[u8; OUT_HEADER_BYTES as usize]> {
     out[4..8].copy_from_slice(&(-Errno::IO.raw_os_error()).to_ne_bytes());
     out[8..].copy_from_slice(request.get(8..16)?);
     Some(out)
-}
-
-/// How long until a moment, as `poll` wants it.
-pub(super) fn timespec(wait: Duration) -> Timespec {
-    // Rounded up, or the last millisecond would be spent turning.
-    Timespec::try_from(wait.max(Duration::from_millis(1))).unwrap_or(INIT_WITHIN)
 }
 
 #[cfg(test)]

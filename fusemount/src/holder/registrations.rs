@@ -44,9 +44,9 @@ impl Registrations {
         node.is_some_and(|node| self.backings.remove(&node).is_some())
     }
 
-    /// At most `count` registrations of nodes from `first` on, in the order of nodes.
-    pub(crate) fn from(&self, first: u64, count: usize) -> impl Iterator<Item = (u64, u32)> {
-        self.backings.range(first..).take(count).map(|(node, backing)| (*node, *backing))
+    /// Registrations of nodes from `first` on, in the order of nodes.
+    pub(crate) fn from(&self, first: u64) -> impl Iterator<Item = (u64, u32)> {
+        self.backings.range(first..).map(|(node, backing)| (*node, *backing))
     }
 }
 
@@ -61,9 +61,8 @@ mod tests {
         assert_eq!(kept.register(7, || panic!("made twice")).unwrap(), 1);
         assert!(kept.register(8, || Err(Errno::PERM.into())).is_err());
         assert_eq!(kept.register(8, || Ok(2)).unwrap(), 2);
-        assert_eq!(kept.from(0, 10).collect::<Vec<_>>(), [(7, 1), (8, 2)]);
-        assert_eq!(kept.from(8, 10).collect::<Vec<_>>(), [(8, 2)]);
-        assert_eq!(kept.from(0, 1).collect::<Vec<_>>(), [(7, 1)]);
+        assert_eq!(kept.from(0).collect::<Vec<_>>(), [(7, 1), (8, 2)]);
+        assert_eq!(kept.from(8).collect::<Vec<_>>(), [(8, 2)]);
         assert!(kept.release(1));
         assert!(!kept.release(1));
         assert_eq!(kept.register(7, || Ok(1)).unwrap(), 1);

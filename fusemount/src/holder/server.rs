@@ -1,4 +1,4 @@
-//! The holder's one loop: who is connected, who may read requests, and what time is it.
+//! The holder's one loop: who is connected, who may read requests, and whose time is over.
 //!
 //! Invariant: at most one peer has the device, and whoever had it is gone before the next gets it.
 //! Each turn hears every peer once, waits for none, and drops who does not keep to the protocol.
@@ -9,14 +9,15 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SocketFlags, accept_with};
 use rustix::process::{Pid, PidfdFlags, Signal, geteuid, pidfd_open, pidfd_send_signal};
 
-use super::connection::{Connection, timespec};
-use super::wire::{Message, PAGE_ENTRIES, receive, send};
-use super::{HolderConfig, device, say, system};
+use super::connection::Connection;
+use super::wire::{Kind, Message, receive, send};
+use super::{device, say, system};
+use crate::config::HolderConfig;
 
 /// Sockets at once: one worker, one newcomer, and some who ask. When there is no room, the one who
 /// asks for longest goes.
@@ -29,9 +30,6 @@ const SETTLE_WITHIN: Duration = Duration::from_secs(10);
 /// How long a worker has to leave when another takes over; then it is killed. Readers wait for as
 /// long.
 const LEAVE_WITHIN: Duration = Duration::from_secs(5);
-
-/// How long a worker that was killed may take to be gone.
-const KILLED_WITHIN: Duration = Duration::from_secs(2);
 
 /// How often a busy mount is tried again.
 const RETRY_EVERY: Duration = Duration::from_millis(50);
@@ -47,12 +45,11 @@ enum Role {
     Attached,
     /// It reads requests.
     Worker,
-    /// It reads requests, and was told to leave, and then perhaps killed.
-    Leaving { killed: bool },
+    /// It reads requests, and was told to leave.
+    Leaving,
 }
 
 /// One connection.
-#[derive(Debug)]
 struct Peer {
     socket: OwnedFd,
     /// 0 when it cannot be seen from here.
@@ -64,57 +61,32 @@ struct Peer {
 
 impl Peer {
     fn turn(&mut self, role: Role) {
-        self.role = role;
-        self.since = Instant::now();
+        (self.role, self.since) = (role, Instant::now());
     }
 
     fn has_device(&self) -> bool {
         !matches!(self.role, Role::Stranger | Role::Newcomer { .. })
     }
 
-    /// When its time is over.
     fn deadline(&self) -> Option<Instant> {
-        let within = match self.role {
-            Role::Stranger | Role::Attached => SETTLE_WITHIN,
-            Role::Leaving { killed: false } => LEAVE_WITHIN,
-            Role::Leaving { killed: true } => KILLED_WITHIN,
-            Role::Newcomer { .. } | Role::Worker => return None,
-        };
-        Some(self.since + within)
-    }
-
-    fn tell(&self, number: u32, message: &Message, beside: &[BorrowedFd<'_>]) -> Next {
-        match send(self.socket.as_fd(), &message.encode(number), beside) {
-            Ok(()) => Next::Keep,
-            // Who has the device has it until it closes its end.
-            Err(_) if self.has_device() => Next::Keep,
-            // Also who does not read what it asked for.
-            Err(_) => Next::Drop,
+        match self.role {
+            Role::Stranger | Role::Attached => Some(self.since + SETTLE_WITHIN),
+            Role::Leaving => Some(self.since + LEAVE_WITHIN),
+            Role::Newcomer { .. } | Role::Worker => None,
         }
     }
 
-    fn refuse(&self, number: u32, errno: Errno, why: &str) -> Next {
-        let errno = errno.raw_os_error().unsigned_abs();
-        self.tell(number, &Message::Refused { errno, why: why.to_owned() }, &[])
+    /// An error means that it has to go, as who does not read what it asked for has.
+    fn tell(&self, number: u32, message: &Message, beside: &[BorrowedFd<'_>]) -> io::Result<()> {
+        let told = send(self.socket.as_fd(), &message.encode(number), beside);
+        // Who has the device has it until it closes its end.
+        if self.has_device() { Ok(()) } else { told }
     }
-}
 
-/// What to do with a peer after it was heard.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Next {
-    Keep,
-    Drop,
-    /// Keep it, and end the holder.
-    End,
-}
-
-/// What one wait brought.
-struct Heard {
-    ending: bool,
-    newcomer: bool,
-    device: PollFlags,
-    /// Places in the list of peers.
-    peers: Vec<usize>,
+    fn refuse(&self, number: u32, error: &io::Error, why: &str) -> io::Result<()> {
+        let small = error.raw_os_error().map_or(0, i32::unsigned_abs);
+        self.tell(number, &Message { small, ..Message::with(Kind::Refused, why.as_bytes()) }, &[])
+    }
 }
 
 /// A holder at work.
@@ -127,71 +99,70 @@ pub(super) struct Holder {
     peers: Vec<Peer>,
     /// Since when no worker reads requests.
     alone_since: Option<Instant>,
-    /// True once it was said that requests are refused.
-    refusing: bool,
     /// Until when the mount is unmounted only if nobody uses it.
     ending: Option<Instant>,
 }
 
 impl Holder {
     pub(super) fn new(config: HolderConfig, target: PathBuf, connection: Connection) -> Self {
-        Self {
-            config,
-            target,
-            connection: Some(connection),
-            peers: Vec::new(),
-            alone_since: Some(Instant::now()),
-            refusing: false,
-            ending: None,
-        }
+        let (connection, alone_since) = (Some(connection), Some(Instant::now()));
+        Self { config, target, connection, peers: Vec::new(), alone_since, ending: None }
     }
 
-    /// Serves until the mount is gone, which it is on return.
-    pub(super) fn run(&mut self, listener: &OwnedFd, ending: &OwnedFd) -> io::Result<()> {
+    /// Serves until the mount is gone, or to be given up.
+    pub(super) fn run(&mut self, listener: &OwnedFd, signals: &OwnedFd) -> io::Result<()> {
         loop {
-            let heard = self.wait(listener, ending)?;
-            if heard.device.contains(PollFlags::ERR) {
+            let came = self.wait(listener, signals)?;
+            let device = came.get(2 + self.peers.len()).copied().unwrap_or(PollFlags::empty());
+            if device.contains(PollFlags::ERR) {
                 say(format_args!("`{}` was unmounted", self.target.display()));
                 return Ok(());
             }
-            if heard.device.contains(PollFlags::IN)
-                && let Some(Err(error)) = self.connection.as_ref().map(Connection::refuse_requests)
+            if let Some(connection) = &self.connection
+                && device.contains(PollFlags::IN)
             {
-                say(format_args!("refusing requests: {error}"));
+                connection.refuse_requests()?;
             }
             // Backwards, since a peer may go.
-            for index in heard.peers.into_iter().rev() {
+            for index in (0..self.peers.len()).rev() {
+                if came[2 + index].is_empty() {
+                    continue;
+                }
                 match self.hear(index) {
-                    Next::Keep => {}
-                    Next::Drop => self.lose(index),
-                    Next::End => return Ok(()),
+                    Ok(true) => return Ok(()),
+                    Ok(false) => {}
+                    Err(_) => self.lose(index),
                 }
             }
-            if heard.newcomer {
-                self.accept(listener);
+            if !came[1].is_empty() {
+                // It fails when the peer has gone.
+                let _ = self.accept(listener);
             }
             self.keep_time();
-            self.say_when_refusing();
-            if heard.ending && self.ending.is_none() {
-                self.ending = Some(Instant::now() + self.config.grace);
+            if !came[0].is_empty() {
+                self.ending.get_or_insert(Instant::now() + self.config.grace);
             }
             if let Some(until) = self.ending
-                && self.unmount(Instant::now() >= until).is_ok()
+                && let Some(connection) = &self.connection
+                && connection.unmount(Instant::now() >= until).is_err()
             {
+                continue;
+            }
+            if self.ending.is_some() {
                 return Ok(());
             }
         }
     }
 
-    /// Waits for whatever comes first, a time included.
-    fn wait(&self, listener: &OwnedFd, ending: &OwnedFd) -> io::Result<Heard> {
+    /// Waits for whatever comes first, a time included: what came of the signals, the listener,
+    /// each peer, and the device if it is looked at.
+    fn wait(&self, listener: &OwnedFd, signals: &OwnedFd) -> io::Result<Vec<PollFlags>> {
         // A signal that was heard stays readable.
-        let signals = if self.ending.is_none() { PollFlags::IN } else { PollFlags::empty() };
-        let mut sockets = vec![PollFd::new(ending, signals), PollFd::new(listener, PollFlags::IN)];
+        let unheard = if self.ending.is_none() { PollFlags::IN } else { PollFlags::empty() };
+        let mut sockets = vec![PollFd::new(signals, unheard), PollFd::new(listener, PollFlags::IN)];
         sockets.extend(self.peers.iter().map(|peer| PollFd::new(&peer.socket, PollFlags::IN)));
         // While a worker reads, waiting here as well would wake this process for each request.
-        let alone = !self.peers.iter().any(Peer::has_device);
-        if let Some(connection) = self.connection.as_ref().filter(|_| alone) {
+        if let Some(connection) = self.connection.as_ref().filter(|_| self.is_alone()) {
             let wanted = if self.refuses() { PollFlags::IN } else { PollFlags::empty() };
             sockets.push(PollFd::new(&connection.device, wanted));
         }
@@ -199,194 +170,171 @@ impl Holder {
         let deadlines = self.peers.iter().filter_map(Peer::deadline);
         let retry = self.ending.map(|_| now + RETRY_EVERY);
         let next = deadlines.chain(self.patience_ends()).chain(retry).min();
-        let wait = next.map(|next| timespec(next.saturating_duration_since(now)));
+        // Rounded up, or the last millisecond would be spent turning.
+        let wait = next.map(|next| (next - now.min(next)).max(Duration::from_millis(1)));
+        let wait = wait.and_then(|wait| Timespec::try_from(wait).ok());
         match poll(&mut sockets, wait.as_ref()) {
-            Ok(_) | Err(Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
+            Ok(_) | Err(Errno::INTR) => Ok(sockets.iter().map(PollFd::revents).collect()),
+            Err(error) => Err(error.into()),
         }
-        let came = |socket: &PollFd<'_>| !socket.revents().is_empty();
-        let peers = sockets.iter().skip(2).take(self.peers.len()).map(came);
-        Ok(Heard {
-            ending: came(&sockets[0]),
-            newcomer: came(&sockets[1]),
-            device: sockets.get(2 + self.peers.len()).map_or(PollFlags::empty(), PollFd::revents),
-            peers: peers.enumerate().filter_map(|(at, came)| came.then_some(at)).collect(),
-        })
     }
 
-    /// When requests will no longer be kept waiting; none once that is so, or while it cannot be.
-    fn patience_ends(&self) -> Option<Instant> {
-        let waits = self.connection.is_some() && !self.refuses();
-        let alone = !self.peers.iter().any(Peer::has_device);
-        self.alone_since.filter(|_| waits && alone).map(|since| since + self.config.patience)
+    fn is_alone(&self) -> bool {
+        !self.peers.iter().any(Peer::has_device)
     }
 
     /// True while requests are answered with EIO, for want of a worker.
     fn refuses(&self) -> bool {
-        self.connection.as_ref().is_some_and(Connection::is_begun)
-            && !self.peers.iter().any(Peer::has_device)
+        self.is_alone()
+            && self.connection.as_ref().is_some_and(Connection::is_begun)
             && self.alone_since.is_some_and(|since| since.elapsed() >= self.config.patience)
     }
 
-    fn accept(&mut self, listener: &OwnedFd) {
-        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let Ok(socket) = accept_with(listener, flags) else { return };
-        let Ok((pid, uid)) = system::peer(socket.as_fd()) else { return };
+    /// When requests will no longer be kept waiting; none once that is so, or while it cannot be.
+    fn patience_ends(&self) -> Option<Instant> {
+        let waits = self.connection.is_some() && self.is_alone() && !self.refuses();
+        self.alone_since.filter(|_| waits).map(|since| since + self.config.patience)
+    }
+
+    fn accept(&mut self, listener: &OwnedFd) -> io::Result<()> {
+        let socket = accept_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?;
+        let (pid, uid) = system::peer(socket.as_fd())?;
         let peer = Peer { socket, pid, role: Role::Stranger, since: Instant::now() };
-        let known = [0, geteuid().as_raw()];
-        if !known.contains(&uid) && !self.config.uids.contains(&uid) {
+        if ![0, geteuid().as_raw()].contains(&uid) && !self.config.uids.contains(&uid) {
             say(format_args!("refused process {pid} of user {uid}"));
-            peer.refuse(0, Errno::ACCESS, "this user may not be a worker of this mount holder");
-            return;
+            let why = "this user may not be a worker of this mount holder";
+            return peer.refuse(0, &Errno::ACCESS.into(), why);
         }
         if self.peers.len() >= MAX_PEERS {
             let strangers = self.peers.iter().enumerate().filter(|(_, p)| p.role == Role::Stranger);
-            match strangers.min_by_key(|(_, peer)| peer.since).map(|(index, _)| index) {
-                Some(oldest) => self.lose(oldest),
-                None => return,
-            }
+            let oldest = strangers.min_by_key(|(_, peer)| peer.since).map(|(index, _)| index);
+            self.peers.remove(oldest.ok_or(Errno::BUSY)?);
         }
         self.peers.push(peer);
+        Ok(())
     }
 
-    /// Reads one message of a peer and does what it says.
-    fn hear(&mut self, index: usize) -> Next {
+    /// Reads one message of a peer and does what it says. True when the mount is gone; an error
+    /// when the peer is, or has to go.
+    fn hear(&mut self, index: usize) -> io::Result<bool> {
         let peer = &self.peers[index];
-        let (packet, mut beside) = match receive(&peer.socket, RecvFlags::DONTWAIT) {
-            Ok((packet, _)) if packet.is_empty() => return Next::Drop,
-            Ok(received) => received,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Next::Keep,
-            Err(_) => return Next::Drop,
+        let (packet, beside) = match receive(&peer.socket, RecvFlags::DONTWAIT) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+            received => received?,
         };
         let serves = peer.has_device();
         let (number, message) = match Message::decode(&packet) {
             Some(decoded) => decoded,
-            None if serves => return peer.refuse(0, Errno::PROTO, "this is no message"),
-            None => return Next::Drop,
+            None if serves && !packet.is_empty() => return Ok(false),
+            None => return Err(Errno::PROTO.into()),
         };
-        match (message, self.connection.as_mut()) {
-            (Some(Message::Ping), _) => {
-                let worker = self.peers.iter().find(|peer| peer.has_device());
-                let pong = Message::Pong {
-                    worker: worker.map_or(0, |worker| worker.pid.max(1)),
-                    target: self.target.as_os_str().as_bytes().to_vec(),
-                };
-                peer.tell(number, &pong, &[])
+        match (message.kind, self.connection.as_mut().filter(|_| serves)) {
+            (Kind::Ping, _) => {
+                let small = self.peers.iter().find(|peer| peer.has_device());
+                let small = small.map_or(0, |worker| worker.pid.max(1));
+                let target = self.target.as_os_str().as_bytes();
+                peer.tell(number, &Message { small, ..Message::with(Kind::Pong, target) }, &[])
             }
-            (Some(Message::Attach { take_over }), _) => self.attach(index, number, take_over),
-            (Some(Message::Ready { answer }), Some(connection)) if peer.role == Role::Attached => {
-                match connection.answer(answer) {
-                    Ok((same, note)) => self.begin(index, number, same, note),
+            (Kind::Attach, _) => self.attach(index, number, message.flag),
+            (Kind::Ready, Some(connection)) if peer.role == Role::Attached => {
+                match connection.answer(message.body) {
+                    Ok((same, note)) => self.begin(index, number, same, &note),
                     Err(error) => {
                         let why = format!("the kernel refused the answer to INIT: {error}");
-                        peer.refuse(number, Errno::INVAL, &why)
+                        peer.refuse(number, &error, &why)
                     }
                 }
             }
-            (Some(Message::Register { node }), Some(connection)) if serves => {
-                let kept = &mut connection.registrations;
-                let registered = match beside.pop() {
-                    Some(file) => {
-                        let device = connection.device.as_fd();
-                        kept.register(node, || device::open_backing(device, file.as_fd()))
-                    }
-                    None => Err(Errno::BADF.into()),
+            (Kind::Register, Some(connection)) => {
+                let device = connection.device.as_fd();
+                let make = || {
+                    let file = beside.first().ok_or(Errno::BADF)?;
+                    device::open_backing(device, file.as_fd())
                 };
-                match registered {
-                    Ok(backing) => peer.tell(number, &Message::Registered { backing }, &[]),
-                    Err(error) => peer.refuse(number, errno(&error), ""),
-                }
-            }
-            (Some(Message::Release { backing }), Some(connection)) if serves => {
-                if connection.registrations.release(backing) {
-                    // It fails only for a number that the kernel does not know.
-                    let _ = device::close_backing(connection.device.as_fd(), backing);
-                }
-                peer.tell(number, &Message::Done, &[])
-            }
-            (Some(Message::Inherited { from }), Some(connection)) if serves => {
-                let entries = connection.registrations.from(from, PAGE_ENTRIES).collect();
-                peer.tell(number, &Message::Page { entries }, &[])
-            }
-            (Some(Message::Unmount { lazily }), Some(connection)) if serves => {
-                match connection.unmount(lazily) {
-                    Ok(()) => {
-                        // It ends in any case.
-                        let _ = peer.tell(number, &Message::Done, &[]);
-                        Next::End
+                match connection.registrations.register(message.large, make) {
+                    Ok(small) => {
+                        let registered = Message { small, ..Message::of(Kind::Registered) };
+                        peer.tell(number, &registered, &[])
                     }
-                    Err(error) => peer.refuse(number, errno(&error), ""),
+                    Err(error) => peer.refuse(number, &error, ""),
                 }
             }
-            _ => peer.refuse(number, Errno::INVAL, "this is not for this holder now"),
-        }
+            (Kind::Release, Some(connection)) => {
+                if connection.registrations.release(message.small) {
+                    // It fails only for a number that the kernel does not know.
+                    let _ = device::close_backing(connection.device.as_fd(), message.small);
+                }
+                peer.tell(number, &Message::of(Kind::Done), &[])
+            }
+            (Kind::Inherited, Some(connection)) => {
+                let entries = connection.registrations.from(message.large);
+                peer.tell(number, &Message::page(entries), &[])
+            }
+            (Kind::Unmount, Some(connection)) => match connection.unmount(message.flag) {
+                Ok(()) => {
+                    peer.tell(number, &Message::of(Kind::Done), &[])?;
+                    return Ok(true);
+                }
+                Err(error) => peer.refuse(number, &error, ""),
+            },
+            _ => peer.refuse(number, &Errno::INVAL.into(), "this is not for this holder now"),
+        }?;
+        Ok(false)
     }
 
     /// Lets a peer serve the mount, or makes it wait for the one that does.
-    fn attach(&mut self, index: usize, number: u32, take_over: bool) -> Next {
-        let waits = self.peers.iter().any(|peer| matches!(peer.role, Role::Newcomer { .. }));
-        let server = self.peers.iter().position(Peer::has_device);
-        let Some(server) = server else { return self.serve(index, number) };
-        let pid = self.peers[server].pid;
-        if server == index || waits {
-            let why = "another worker is about to take over this mount; try again later";
-            return self.peers[index].refuse(number, Errno::BUSY, why);
-        }
-        if !take_over {
+    fn attach(&mut self, index: usize, number: u32, take_over: bool) -> io::Result<()> {
+        let Some(server) = self.peers.iter().position(Peer::has_device) else {
+            return self.serve(index, number);
+        };
+        let (pid, newcomer) = (self.peers[server].pid, &mut self.peers[index]);
+        if !take_over || server == index {
             let why = format!(
                 "process {pid} serves this mount already; end it, or start with `--take-over`"
             );
-            return self.peers[index].refuse(number, Errno::BUSY, &why);
+            return newcomer.refuse(number, &Errno::BUSY.into(), &why);
         }
-        say(format_args!("process {pid} leaves for process {}", self.peers[index].pid));
-        self.peers[index].turn(Role::Newcomer { question: number });
+        say(format_args!("process {pid} leaves for process {}", newcomer.pid));
+        // Of several, the first that finds the place free is served.
+        newcomer.turn(Role::Newcomer { question: number });
         let leaving = &mut self.peers[server];
-        // If it cannot be told, it does not read, and will be killed.
-        let _ = leaving.tell(0, &Message::Leave, &[]);
-        leaving.turn(Role::Leaving { killed: false });
-        Next::Keep
+        if leaving.role != Role::Leaving {
+            leaving.turn(Role::Leaving);
+            // If it cannot be told, it does not read, and will be killed.
+            leaving.tell(0, &Message::of(Kind::Leave), &[])?;
+        }
+        Ok(())
     }
 
     /// Gives the device to a peer, which nobody else has.
-    fn serve(&mut self, index: usize, number: u32) -> Next {
+    fn serve(&mut self, index: usize, number: u32) -> io::Result<()> {
+        let peer = &mut self.peers[index];
         if self.connection.is_none() {
             match Connection::open(&self.target, &self.config) {
                 Ok(connection) => self.connection = Some(connection),
                 Err(error) => {
-                    return self.peers[index].refuse(number, Errno::IO, &error.to_string());
+                    peer.turn(Role::Stranger);
+                    return peer.refuse(number, &Errno::IO.into(), &error.to_string());
                 }
             }
         }
         let connection = self.connection.as_ref().expect("it was made if there was none");
-        let attached = Message::Attached {
-            mount: connection.id,
-            later: connection.is_begun(),
-            target: self.target.as_os_str().as_bytes().to_vec(),
-            init: connection.init.clone(),
-        };
+        let mut attached = Message::with(Kind::Attached, &connection.id);
+        attached.body.extend(&connection.init);
+        attached.flag = connection.is_begun();
         let loops: Vec<_> = connection.loops.iter().map(AsFd::as_fd).collect();
-        let told = self.peers[index].tell(number, &attached, &loops);
-        if told == Next::Keep {
-            self.peers[index].turn(Role::Attached);
-        }
-        told
+        peer.tell(number, &attached, &loops)?;
+        peer.turn(Role::Attached);
+        Ok(())
     }
 
     /// Lets a worker read.
-    fn begin(&mut self, index: usize, number: u32, same: bool, note: String) -> Next {
+    fn begin(&mut self, index: usize, number: u32, flag: bool, note: &str) -> io::Result<()> {
         let peer = &mut self.peers[index];
         peer.turn(Role::Worker);
         self.alone_since = None;
-        if !note.is_empty() {
-            say(format_args!("{note}"));
-        }
-        say(format_args!("process {} serves `{}`", peer.pid, self.target.display()));
-        // What was sent again when the last worker ended waits in the queue; this is for what a
-        // process that came from that worker may have taken since.
-        if let Some(connection) = &mut self.connection {
-            connection.resend();
-        }
-        peer.tell(number, &Message::Begin { same, note }, &[])
+        say(format_args!("process {} serves `{}` {note}", peer.pid, self.target.display()));
+        peer.tell(number, &Message { flag, ..Message::with(Kind::Begin, note.as_bytes()) }, &[])
     }
 
     /// Drops a peer. If it had the device, what it had taken is sent again, and who waits for it to
@@ -397,58 +345,58 @@ impl Holder {
             return;
         }
         if peer.role != Role::Attached {
-            say(format_args!("process {} no longer serves", peer.pid));
+            let patience = self.config.patience;
+            say(format_args!(
+                "process {} is gone; requests wait {patience:?} for another",
+                peer.pid
+            ));
             self.alone_since = Some(Instant::now());
         }
         // At once, not when the next is there: who waits for a request that somebody has taken
         // cannot even be killed.
-        if let Some(connection) = self.connection.as_mut().filter(|c| c.is_begun()) {
+        if let Some(connection) = &mut self.connection {
             connection.resend();
         }
-        self.serve_newcomer();
+        while self.is_alone()
+            && let Some((index, question)) = self.newcomer()
+        {
+            if self.serve(index, question).is_err() {
+                self.peers.remove(index);
+            }
+        }
     }
 
-    fn serve_newcomer(&mut self) {
-        let newcomer = self.peers.iter().enumerate().find_map(|(index, peer)| match peer.role {
+    fn newcomer(&self) -> Option<(usize, u32)> {
+        self.peers.iter().enumerate().find_map(|(index, peer)| match peer.role {
             Role::Newcomer { question } => Some((index, question)),
             _ => None,
-        });
-        if let Some((index, question)) = newcomer
-            && self.serve(index, question) != Next::Keep
-        {
-            self.peers.remove(index);
-        }
+        })
     }
 
     /// Does what is due.
     fn keep_time(&mut self) {
         let now = Instant::now();
         for index in (0..self.peers.len()).rev() {
-            // Losing one may serve another, so places are looked up again.
+            // Losing one may lose others.
             let Some(peer) = self.peers.get_mut(index) else { continue };
             if peer.deadline().is_none_or(|deadline| now < deadline) {
                 continue;
             }
-            match peer.role {
-                Role::Leaving { killed: false } => {
-                    say(format_args!("process {} does not leave; killing it", peer.pid));
-                    if let Err(error) = kill(peer.pid) {
-                        say(format_args!("killing process {}: {error}", peer.pid));
-                    }
-                    peer.turn(Role::Leaving { killed: true });
+            if peer.role != Role::Leaving {
+                self.lose(index);
+                continue;
+            }
+            let killed = kill(peer.pid);
+            say(format_args!("process {} does not leave; killing it: {killed:?}", peer.pid));
+            peer.turn(Role::Leaving);
+            if let Err(error) = killed {
+                // Two that read would both answer.
+                let why = format!("process {} does not leave; end it first", peer.pid);
+                peer.turn(Role::Worker);
+                while let Some((index, question)) = self.newcomer() {
+                    // It goes in any case.
+                    let _ = self.peers.remove(index).refuse(question, &error, &why);
                 }
-                Role::Leaving { killed: true } => {
-                    // Two that read would both answer.
-                    let why = format!("process {} does not leave; end it first", peer.pid);
-                    peer.turn(Role::Worker);
-                    for peer in &mut self.peers {
-                        if let Role::Newcomer { question } = peer.role {
-                            peer.turn(Role::Stranger);
-                            let _ = peer.refuse(question, Errno::BUSY, &why);
-                        }
-                    }
-                }
-                _ => self.lose(index),
             }
         }
         if self.patience_ends().is_some_and(|end| now >= end) {
@@ -458,28 +406,10 @@ impl Holder {
             self.connection = None;
         }
     }
-
-    fn say_when_refusing(&mut self) {
-        let refuses = self.refuses();
-        if refuses && !self.refusing {
-            let patience = self.config.patience;
-            say(format_args!("no worker for {patience:?}; requests fail with EIO until one comes"));
-        }
-        self.refusing = refuses;
-    }
-
-    fn unmount(&self, lazily: bool) -> io::Result<()> {
-        self.connection.as_ref().map_or(Ok(()), |connection| connection.unmount(lazily))
-    }
-}
-
-fn errno(error: &io::Error) -> Errno {
-    Errno::from_io_error(error).unwrap_or(Errno::IO)
 }
 
 /// Ends a process for certain. It is connected, so its number is its own.
 fn kill(pid: u32) -> io::Result<()> {
     let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(Errno::SRCH)?;
-    let process = pidfd_open(pid, PidfdFlags::empty())?;
-    Ok(pidfd_send_signal(process, Signal::KILL)?)
+    Ok(pidfd_send_signal(pidfd_open(pid, PidfdFlags::empty())?, Signal::KILL)?)
 }

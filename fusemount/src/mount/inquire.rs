@@ -11,7 +11,7 @@ use std::time::Duration;
 use super::MountError;
 use super::joined::{self, Joined};
 use super::link::Link;
-use crate::holder::wire::Message;
+use crate::holder::wire::{Kind, Message};
 
 /// How long a holder may take to say who it is.
 const PONG_WITHIN: Duration = Duration::from_secs(1);
@@ -31,16 +31,14 @@ pub struct HolderStatus {
 pub fn holder_status(socket: &Path) -> Option<HolderStatus> {
     let link = Link::open(socket, || {}).ok()?;
     let pid = link.peer();
-    let answer = link.ask(&Message::Ping, &[], PONG_WITHIN);
+    let answer = link.ask(&Message::of(Kind::Ping), &[], PONG_WITHIN);
     link.close();
-    match answer.ok()?.0 {
-        Message::Pong { worker, target } => Some(HolderStatus {
-            pid,
-            mount_point: OsString::from_vec(target).into(),
-            worker: Some(worker).filter(|worker| *worker != 0),
-        }),
-        _ => None,
-    }
+    let (pong, _) = answer.ok().filter(|(answer, _)| answer.kind == Kind::Pong)?;
+    Some(HolderStatus {
+        pid,
+        mount_point: OsString::from_vec(pong.body).into(),
+        worker: Some(pong.small).filter(|worker| *worker != 0),
+    })
 }
 
 /// Makes the worker of a holder leave, so that its successor can have what it holds besides the

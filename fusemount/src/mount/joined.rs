@@ -5,7 +5,7 @@
 
 use std::ffi::OsString;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
@@ -14,13 +14,16 @@ use std::time::Duration;
 use rustix::io::Errno;
 
 use super::MountError;
-use super::link::Link;
+use super::link::{Answer, Link};
 use super::loops::{Loops, Prepared};
-use crate::holder::wire::{Message, PAGE_ENTRIES};
+use crate::holder::wire::{Kind, Message, PAGE_ENTRIES};
 use crate::registrar::Registrar;
 
 /// How long the holder may take for anything that is only a system call.
 const ANSWER_WITHIN: Duration = Duration::from_secs(1);
+
+/// How long the holder may take to give the kernel the answer to INIT and to set its readahead.
+const READY_WITHIN: Duration = Duration::from_secs(5);
 
 /// How long attaching may take: longer than the holder gives a worker to leave and to be killed.
 const ATTACH_WITHIN: Duration = Duration::from_secs(15);
@@ -43,16 +46,7 @@ pub(super) struct Offer {
 pub(super) struct Joined {
     link: Arc<Link>,
     loops: Arc<OnceLock<Arc<Loops>>>,
-    identity: MountIdentity,
-}
-
-/// Which mount of which holder this is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct MountIdentity {
-    /// Another for each mount, for good.
-    pub(crate) id: [u8; 16],
-    /// True when an earlier worker has served this mount, so that the kernel knows nodes.
-    pub(crate) later: bool,
+    mount_id: [u8; 16],
 }
 
 impl Joined {
@@ -77,27 +71,20 @@ impl Joined {
             };
             MountError::Refused(what)
         })?;
-        match link.ask(&Message::Attach { take_over }, &[], ATTACH_WITHIN) {
-            Ok((Message::Attached { mount, later, target, init }, devices)) => {
-                let identity = MountIdentity { id: mount, later };
-                let target = OsString::from_vec(target).into();
-                Ok((Self { link, loops, identity }, Offer { target, init, devices }))
-            }
-            answer => {
-                link.close();
-                Err(refused(answer.map(|(message, _)| message)))
-            }
-        }
+        let joined = |mount_id| Self { link: Arc::clone(&link), loops, mount_id };
+        offer(&link, take_over).map(|(mount_id, offer)| (joined(mount_id), offer)).map_err(|why| {
+            link.close();
+            why
+        })
     }
 
     pub(super) fn link(&self) -> &Arc<Link> {
         &self.link
     }
 
-    /// Which mount this is.
-    #[allow(dead_code)]
-    pub(super) fn identity(&self) -> MountIdentity {
-        self.identity
+    /// Which mount this is: another for each that any holder makes.
+    pub(super) fn mount_id(&self) -> [u8; 16] {
+        self.mount_id
     }
 
     /// Registers files by the holder.
@@ -108,11 +95,9 @@ impl Joined {
     /// Tells the holder what was answered to INIT, and returns when requests may be read; with what
     /// it has to say to a person.
     pub(super) fn ready(&self, answer: &[u8]) -> Result<Option<String>, MountError> {
-        let ready = Message::Ready { answer: answer.to_vec() };
-        match self.link.ask(&ready, &[], ANSWER_WITHIN * 5) {
-            Ok((Message::Begin { same: _, note }, _)) => Ok(Some(note).filter(|n| !n.is_empty())),
-            answer => Err(refused(answer.map(|(message, _)| message))),
-        }
+        let ready = Message::with(Kind::Ready, answer);
+        let (begin, _) = asked(&self.link, &ready, Kind::Begin, READY_WITHIN)?;
+        Ok(Some(words(&begin)).filter(|note| !note.is_empty()))
     }
 
     /// Begins to read.
@@ -135,24 +120,48 @@ impl Drop for Joined {
     }
 }
 
+/// Asks to serve, and takes what is offered.
+fn offer(link: &Link, take_over: bool) -> Result<([u8; 16], Offer), MountError> {
+    let (pong, _) = asked(link, &Message::of(Kind::Ping), Kind::Pong, ANSWER_WITHIN)?;
+    let target = OsString::from_vec(pong.body).into();
+    let attach = Message { flag: take_over, ..Message::of(Kind::Attach) };
+    let (attached, devices) = asked(link, &attach, Kind::Attached, ATTACH_WITHIN)?;
+    let (id, init) =
+        attached.body.split_first_chunk().ok_or_else(|| failed(Errno::PROTO.into()))?;
+    Ok((*id, Offer { target, init: init.to_vec(), devices }))
+}
+
 /// Has the holder unmount.
 pub(super) fn unmount(link: &Link, lazily: bool) -> Result<(), String> {
-    match link.ask(&Message::Unmount { lazily }, &[], UNMOUNT_WITHIN) {
-        Ok((Message::Done, _)) => Ok(()),
-        Ok((Message::Refused { errno, .. }, _)) => Err(os_error(errno).to_string()),
-        Ok(_) => Err("the mount holder answered something else".to_owned()),
+    let unmount = Message { flag: lazily, ..Message::of(Kind::Unmount) };
+    match link.ask(&unmount, &[], UNMOUNT_WITHIN) {
+        Ok((answer, _)) if answer.kind == Kind::Done => Ok(()),
+        Ok((answer, _)) => Err(os_error(&answer).to_string()),
         Err(error) => Err(format!("the mount holder does not answer: {error}")),
     }
 }
 
-fn refused(answer: io::Result<Message>) -> MountError {
-    MountError::Refused(match answer {
-        Ok(Message::Refused { why, .. }) if !why.is_empty() => why,
+/// Asks, and takes one kind of answer.
+fn asked(
+    link: &Link,
+    question: &Message,
+    wanted: Kind,
+    within: Duration,
+) -> Result<Answer, MountError> {
+    Err(MountError::Refused(match link.ask(question, &[], within) {
+        Ok(answer) if answer.0.kind == wanted => return Ok(answer),
+        Ok((refused, _)) if refused.kind == Kind::Refused && !refused.body.is_empty() => {
+            words(&refused)
+        }
         Ok(_) => {
             "the mount holder speaks another language; use the same version of both".to_owned()
         }
         Err(error) => format!("the mount holder does not answer: {error}"),
-    })
+    }))
+}
+
+fn words(message: &Message) -> String {
+    String::from_utf8_lossy(&message.body).into_owned()
 }
 
 /// A failure between being attached and reading.
@@ -160,8 +169,11 @@ pub(super) fn failed(error: io::Error) -> MountError {
     MountError::Refused(format!("the session of the mount holder cannot be resumed: {error}"))
 }
 
-fn os_error(errno: u32) -> io::Error {
-    io::Error::from_raw_os_error(i32::try_from(errno).unwrap_or(0))
+/// Why a holder refused.
+fn os_error(refused: &Message) -> io::Error {
+    let errno = i32::try_from(refused.small).unwrap_or(0);
+    let known = refused.kind == Kind::Refused && errno != 0;
+    if known { io::Error::from_raw_os_error(errno) } else { Errno::PROTO.into() }
 }
 
 /// Registers by the holder, who has the privilege.
@@ -171,46 +183,48 @@ struct ByHolder {
 }
 
 impl ByHolder {
-    fn ask(&self, question: &Message, beside: &[BorrowedFd<'_>]) -> io::Result<Message> {
-        match self.link.ask(question, beside, ANSWER_WITHIN)? {
-            (Message::Refused { errno, .. }, _) => Err(os_error(errno)),
-            (answer, _) => Ok(answer),
-        }
+    fn ask(
+        &self,
+        question: &Message,
+        beside: &[BorrowedFd<'_>],
+        wanted: Kind,
+    ) -> io::Result<Message> {
+        let (answer, _) = self.link.ask(question, beside, ANSWER_WITHIN)?;
+        if answer.kind == wanted { Ok(answer) } else { Err(os_error(&answer)) }
     }
 }
 
 impl Registrar for ByHolder {
     fn register(&self, node: u64, file: BorrowedFd<'_>) -> io::Result<u32> {
-        match self.ask(&Message::Register { node }, &[file.as_fd()])? {
-            Message::Registered { backing } => Ok(backing),
-            _ => Err(Errno::PROTO.into()),
-        }
+        let register = Message { large: node, ..Message::of(Kind::Register) };
+        self.ask(&register, &[file], Kind::Registered).map(|registered| registered.small)
     }
 
     fn release(&self, backing: u32) {
-        if let Err(error) = self.ask(&Message::Release { backing }, &[]) {
+        let release = Message { small: backing, ..Message::of(Kind::Release) };
+        if let Err(error) = self.ask(&release, &[], Kind::Done) {
             tracing::debug!(%error, backing, "a backing file was not released");
         }
     }
 
     fn inherited(&self) -> Vec<(u64, u32)> {
-        let mut all = Vec::new();
+        let mut all: Vec<(u64, u32)> = Vec::new();
         let mut from = 0;
         loop {
-            let page = match self.ask(&Message::Inherited { from }, &[]) {
-                Ok(Message::Page { entries }) => entries,
-                Ok(_) => return all,
+            let inherited = Message { large: from, ..Message::of(Kind::Inherited) };
+            let page = match self.ask(&inherited, &[], Kind::Page) {
+                Ok(page) => page,
                 Err(error) => {
                     tracing::warn!(%error, "the holder did not say what is registered");
                     return all;
                 }
             };
-            let whole = page.len() < PAGE_ENTRIES;
-            let last = page.last().map(|(node, _)| *node);
-            all.extend(page);
-            match last.and_then(|last| last.checked_add(1)) {
+            let before = all.len();
+            all.extend(page.entries());
+            let next = all.last().and_then(|(node, _)| node.checked_add(1));
+            match next {
                 // A holder that repeats itself is not asked for ever.
-                Some(next) if !whole && next > from => from = next,
+                Some(next) if all.len() - before == PAGE_ENTRIES && next > from => from = next,
                 _ => return all,
             }
         }

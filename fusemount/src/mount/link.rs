@@ -16,8 +16,8 @@ use rustix::io::Errno;
 use rustix::net::{RecvFlags, Shutdown, shutdown};
 use tokio::sync::watch;
 
+use crate::holder::wire::{self, Kind, Message};
 use crate::holder::{connect_to, peer};
-use crate::holder::wire::{self, Message};
 
 /// Answers that nobody has taken yet: one, and those that came too late.
 const MAX_ANSWERS: usize = 4;
@@ -86,14 +86,14 @@ impl Link {
                 return;
             }
             match Message::decode(&packet) {
-                Some((_, Some(Message::Leave))) => {
+                Some((_, message)) if message.kind == Kind::Leave => {
                     self.state.send_modify(|state| state.leave = true);
                 }
                 // One that finds no room belongs to a question that was given up.
-                Some((number, Some(message))) => {
+                Some((number, message)) => {
                     let _ = answering.try_send((number, (message, beside)));
                 }
-                _ => tracing::warn!("the mount holder said something that is not understood"),
+                None => tracing::warn!("the mount holder said something that is not understood"),
             }
         }
     }

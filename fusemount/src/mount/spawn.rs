@@ -5,24 +5,18 @@
 
 #![allow(unsafe_code)] // A new session for the child.
 
-use std::ffi::OsString;
 use std::io::Read;
 use std::os::fd::OwnedFd;
-use std::os::unix::ffi::OsStringExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use super::link::Link;
+use super::inquire::{HolderStatus, holder_status};
 use super::{MountError, point};
-use crate::holder::wire::Message;
 
 /// How long a new holder may take to answer. Looking at a mount point that hangs takes it 2 s.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(10);
-
-/// How long a holder may take to say who it is.
-const PONG_WITHIN: Duration = Duration::from_secs(1);
 
 /// How often a new holder is asked.
 const ASK_EVERY: Duration = Duration::from_millis(10);
@@ -101,13 +95,8 @@ fn last_words(child: &mut Child, status: String, log: Option<&Path>) -> String {
 
 /// True when a holder of this mount point answers on a socket; an error if another's does.
 fn is_holder_of(mount_point: &Path, socket: &Path) -> Result<bool, MountError> {
-    let Ok(link) = Link::open(socket, || {}) else { return Ok(false) };
-    let answer = link.ask(&Message::Ping, &[], PONG_WITHIN);
-    link.close();
-    let has = match answer {
-        Ok((Message::Pong { target, .. }, _)) => PathBuf::from(OsString::from_vec(target)),
-        Ok((Message::Refused { why, .. }, _)) => return Err(MountError::Refused(why)),
-        _ => return Ok(false),
+    let Some(HolderStatus { mount_point: has, .. }) = holder_status(socket) else {
+        return Ok(false);
     };
     if has == point::resolve_unseen(mount_point) {
         return Ok(true);
