@@ -354,12 +354,16 @@ impl Admission {
     fn is_worth_it(&mut self, number: u16, bytes: u64, free_bytes: u64) -> bool {
         let me = self.party_of(number);
         let needy = self.smaller_than_largest(number, bytes);
+        let now = self.now_bytes;
+        let giver = self.giver.filter(|(_, until)| now <= *until).map(|(who, _)| who);
+        let until = now + self.quiet_bytes();
         if bytes <= free_bytes {
-            if needy.is_some() {
-                self.giver = needy.map(|party| (party, self.now_bytes + self.quiet_bytes()));
+            // Room that was made for a smaller set is not for the one that made it, as long as the
+            // smaller one goes on filling it.
+            if giver.is_some() && giver == needy {
+                self.giver = needy.map(|who| (who, until));
             }
-            // Room that was made for a smaller set is not for the one that made it.
-            return self.giver.is_none_or(|(who, until)| who != me || self.now_bytes > until);
+            return giver != Some(me);
         }
         if self.pin_of(number) == Retention::Keep {
             return false;
@@ -369,7 +373,7 @@ impl Admission {
             return true;
         }
         if needy.is_some() {
-            self.giver = needy.map(|party| (party, self.now_bytes + self.quiet_bytes()));
+            self.giver = needy.map(|who| (who, until));
             return true;
         }
         me == Party::Pool && self.small.len + self.main.len > 0

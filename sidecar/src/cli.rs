@@ -7,6 +7,7 @@ mod check;
 mod client;
 mod mountd;
 mod run;
+mod simulate;
 mod stats;
 mod warm;
 
@@ -63,6 +64,8 @@ enum Command {
     Warm(WarmArgs),
     /// What a running sidecar is doing.
     Stats(StatsArgs),
+    /// What the cache's admission policy does with a trace, beside an optimum, LRU and S3-FIFO.
+    Simulate(simulate::SimulateArgs),
     /// What the cache's admission policy does with a trace, beside an optimum, LRU and S3-FIFO.
     Simulate(simulate::SimulateArgs),
     /// Serve a small data set that is made on the spot; everything is removed at the end.
@@ -213,6 +216,7 @@ pub fn main() -> ExitCode {
         Command::Check(args) => check::check(&args),
         Command::Warm(args) => warm::warm(&args),
         Command::Stats(args) => stats::stats(&args),
+        Command::Simulate(args) => simulate::simulate(&args),
         Command::Simulate(args) => simulate::simulate(&args),
         Command::Demo(args) => crate::demo::demo(args.dir.as_deref(), args.seconds, args.no_mount),
         Command::Completions { shell } => {
