@@ -28,6 +28,7 @@ use tokio::runtime::Handle;
 
 use crate::backing::Mode;
 use crate::fs::FileSystem;
+use crate::journal::Unique;
 use crate::nodes::{EntryKind, NodeId};
 use deadline::Heed;
 use replies::{Refuse, answer_xattr};
@@ -89,12 +90,13 @@ impl Filesystem for Adapter {
 
     fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let name = name.to_owned();
+        let unique = Unique::new(request.unique().0);
         self.spawn(
             "lookup",
             Heed::Handled,
             request,
             reply,
-            |shared| async move { shared.fs.lookup(NodeId(parent.0), &name).await },
+            |shared| async move { shared.fs.lookup(NodeId(parent.0), &name, unique).await },
             |shared, reply, attributes| {
                 reply.entry(&shared.view.ttl, &shared.attr(&attributes), GENERATION);
                 shared.count_nodes();
@@ -139,12 +141,13 @@ impl Filesystem for Adapter {
         if flags.acc_mode() != OpenAccMode::O_RDONLY {
             return self.refuse_write("open", reply);
         }
+        let unique = Unique::new(request.unique().0);
         self.spawn(
             "open",
             Heed::Handled,
             request,
             reply,
-            |shared| async move { shared.fs.open(NodeId(node.0)).await },
+            |shared| async move { shared.fs.open(NodeId(node.0), unique).await },
             |_, reply, (handle, mode)| {
                 // Nothing is written, so there is nothing to flush at close.
                 let flags = FopenFlags::FOPEN_NOFLUSH;
@@ -186,7 +189,7 @@ impl Filesystem for Adapter {
 
     fn release(
         &self,
-        _: &Request,
+        request: &Request,
         node: INodeNo,
         _: FileHandle,
         _: OpenFlags,
@@ -194,11 +197,12 @@ impl Filesystem for Adapter {
         _: bool,
         reply: ReplyEmpty,
     ) {
+        let unique = Unique::new(request.unique().0);
         self.answer(
             "release",
             reply,
             |shared| {
-                shared.fs.release(NodeId(node.0));
+                shared.fs.release(NodeId(node.0), unique);
                 Ok(())
             },
             |_, reply, ()| reply.ok(),
@@ -254,18 +258,19 @@ impl Filesystem for Adapter {
         offset: u64,
         reply: ReplyDirectoryPlus,
     ) {
+        let unique = Unique::new(request.unique().0);
         self.spawn(
             "readdirplus",
             Heed::Handled,
             request,
             reply,
             |shared| async move { shared.fs.entries(NodeId(node.0), handle.0, offset).await },
-            |shared, mut reply, (directory, entries)| {
+            move |shared, mut reply, (directory, entries)| {
                 for entry in entries {
                     let attributes = if entry.special {
                         shared.fs.directory_attributes(entry.id)
                     } else {
-                        shared.fs.remember(&directory, &entry.name, &entry.kind)
+                        shared.fs.remember(&directory, &entry.name, &entry.kind, unique)
                     };
                     let full = reply.add(
                         INodeNo(attributes.id.0),
@@ -283,6 +288,7 @@ impl Filesystem for Adapter {
                         break;
                     }
                 }
+                shared.fs.remembered(unique);
                 reply.ok();
                 shared.count_nodes();
             },

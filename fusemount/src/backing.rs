@@ -7,6 +7,7 @@
 
 mod table;
 
+use std::collections::HashSet;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,6 +19,7 @@ use store::{LocalCopy, NoCopy};
 use tokio::time::Instant;
 
 use crate::Metrics;
+use crate::journal::{Image, Journal, Record};
 use crate::nodes::NodeId;
 use crate::registrar::Registrar;
 pub(crate) use table::Mode;
@@ -99,15 +101,36 @@ pub(crate) struct Backing {
     /// True when this session of the kernel knows passthrough.
     negotiated: AtomicBool,
     refused: Mutex<Refused>,
+    journal: Option<Arc<Journal>>,
     metrics: Metrics,
 }
 
 impl Backing {
-    /// Nothing open. No passthrough before [`Self::negotiated`].
-    pub(crate) fn new(registrar: Arc<dyn Registrar>, metrics: Metrics) -> Self {
+    /// What a worker before has left open. No passthrough before [`Self::negotiated`].
+    pub(crate) fn new(
+        registrar: Arc<dyn Registrar>,
+        journal: Option<Arc<Journal>>,
+        past: &Image,
+        metrics: Metrics,
+    ) -> Self {
+        let mut table = ModeTable::new(KEPT_REGISTRATIONS);
+        let inherited = registrar.inherited();
+        let registered: HashSet<(u64, u32)> = inherited.iter().copied().collect();
+        for (node, (mode, opens)) in &past.opens {
+            let gone = match mode {
+                Mode::Cached => false,
+                Mode::Passthrough(id) => !registered.contains(&(node.0, *id)),
+            };
+            table.restore(*node, *mode, *opens, gone);
+        }
+        for (node, id) in inherited {
+            table.inherit(NodeId(node), id, journal.is_some());
+        }
+        metrics.open_files.set(table.open_count().try_into().unwrap_or(i64::MAX));
         Self {
             registrar,
-            table: Mutex::new(ModeTable::new(KEPT_REGISTRATIONS)),
+            table: Mutex::new(table),
+            journal,
             registering: Mutex::default(),
             negotiated: AtomicBool::new(false),
             refused: Mutex::default(),
@@ -130,31 +153,40 @@ impl Backing {
         &self,
         node: NodeId,
         copy: Result<LocalCopy, NoCopy>,
+        unique: u64,
     ) -> Result<Mode, Condemned> {
         let (offer, reason) = match &copy {
             Ok(copy) => (Offer::Copy(Arc::clone(&copy.fate)), Refusal::InUseCached.name()),
             Err(none) => (Offer::Nothing, none.name()),
         };
-        let outcome = self.table.lock().open(node, offer);
-        match (outcome, copy) {
+        let (outcome, reason) = match (self.enter(node, offer, unique), copy) {
             (Outcome::Register, Ok(copy)) => match self.refusal() {
-                Some(refusal) => {
-                    let outcome = self.table.lock().open(node, Offer::Nothing);
-                    self.opened(outcome, refusal.name())
-                }
-                None => self.register(node, &copy),
+                Some(refusal) => (self.enter(node, Offer::Nothing, unique), refusal.name()),
+                None => self.register(node, &copy, unique),
             },
-            (outcome, _) => self.opened(outcome, reason),
-        }
+            (outcome, _) => (outcome, reason),
+        };
+        self.flush();
+        self.opened(outcome, reason)
+    }
+
+    /// The mode of an open that a worker before has counted, and not answered.
+    pub(crate) fn repeat(&self, node: NodeId) -> Result<Mode, Condemned> {
+        self.table.lock().repeat(node).ok_or(Condemned)
     }
 
     /// Releases one open of a node.
-    pub(crate) fn release(&self, node: NodeId) {
+    pub(crate) fn release(&self, node: NodeId, unique: u64) {
         let (known, dropped) = {
             let mut table = self.table.lock();
-            (table.release(node), table.has_dropped())
+            let known = table.release(node);
+            if known {
+                self.note(Record::Released { id: node, unique });
+            }
+            (known, table.has_dropped())
         };
         if known {
+            self.flush();
             self.metrics.open_files.dec();
         }
         if dropped {
@@ -162,23 +194,26 @@ impl Backing {
         }
     }
 
-    /// The kernel has forgotten nodes.
-    pub(crate) fn forget(&self, nodes: &[NodeId]) {
-        let dropped = {
-            let mut table = self.table.lock();
-            nodes.iter().for_each(|node| table.forget(*node));
-            table.has_dropped()
-        };
-        if dropped {
-            self.settle_if_free();
-        }
+    /// The kernel has forgotten a node. What that frees is released in the next sweep, or before.
+    pub(crate) fn forget(&self, node: NodeId) {
+        self.table.lock().forget(node);
     }
 
-    /// Gives evicted files their space back: to be called each second. May wait for the holder.
+    /// Gives evicted files their space back, and keeps the journal short: to be called each second.
+    /// May wait for the holder and for the disk.
     pub(crate) fn sweep(&self) {
+        if let Some(journal) = &self.journal {
+            journal.maintain();
+        }
         self.table.lock().sweep();
         let _turn = self.registering.lock();
         self.settle();
+    }
+
+    /// Opens that are not released.
+    #[cfg(test)]
+    pub(crate) fn open_count(&self) -> u64 {
+        self.table.lock().open_count()
     }
 
     /// Why no open can be in passthrough now, if none can.
@@ -194,28 +229,49 @@ impl Backing {
         refused.always.or(waiting.then_some(Refusal::RegisterFailed))
     }
 
-    fn register(&self, node: NodeId, copy: &LocalCopy) -> Result<Mode, Condemned> {
+    /// Opens in the table, and notes it in the same order.
+    fn enter(&self, node: NodeId, offer: Offer, unique: u64) -> Outcome {
+        let mut table = self.table.lock();
+        let outcome = table.open(node, offer);
+        if let Outcome::Opened(mode, _) = outcome {
+            self.note(Record::Opened { id: node, mode, opens: 1, unique });
+        }
+        outcome
+    }
+
+    fn register(&self, node: NodeId, copy: &LocalCopy, unique: u64) -> (Outcome, &'static str) {
         let _turn = self.registering.lock();
         self.settle();
         // Another open of it may have been faster.
-        let outcome = self.table.lock().open(node, Offer::Copy(Arc::clone(&copy.fate)));
+        let outcome = self.enter(node, Offer::Copy(Arc::clone(&copy.fate)), unique);
         if outcome != Outcome::Register {
-            return self.opened(outcome, Refusal::InUseCached.name());
+            return (outcome, Refusal::InUseCached.name());
         }
         // That may have dropped a registration that was kept.
         self.settle();
         match self.registrar.register(node.0, copy.file.as_fd()) {
             Ok(id) => {
                 let offer = Offer::Registered(id, Arc::clone(&copy.fate));
-                let outcome = self.table.lock().open(node, offer);
+                let outcome = self.enter(node, offer, unique);
                 self.settle();
-                self.opened(outcome, Refusal::InUseCached.name())
+                (outcome, Refusal::InUseCached.name())
             }
             Err(error) => {
                 let refusal = self.refused_by(&error);
-                let outcome = self.table.lock().open(node, Offer::Nothing);
-                self.opened(outcome, refusal.name())
+                (self.enter(node, Offer::Nothing, unique), refusal.name())
             }
+        }
+    }
+
+    fn note(&self, record: Record) {
+        if let Some(journal) = &self.journal {
+            journal.note(&[record]);
+        }
+    }
+
+    fn flush(&self) {
+        if let Some(journal) = &self.journal {
+            journal.flush();
         }
     }
 

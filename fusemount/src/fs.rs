@@ -20,9 +20,12 @@ use store::{
     Bucket, ByteRange, Error, ErrorKind, GetOptions, Namespace, NoCopy, ObjectKey, ReaderId,
 };
 
+use crate::Metrics;
 use crate::backing::{Backing, Condemned, Mode};
 use crate::errno::{Failure, Result};
+use crate::journal::{Journal, Past, Request, Resent, Unique};
 use crate::nodes::{Directory, EntryKind, File, Node, NodeId, NodeTable, Version};
+use crate::registrar::Registrar;
 use known::KnownNames;
 pub(crate) use listing::DirectoryEntry;
 use listing::OpenDirectories;
@@ -69,21 +72,36 @@ pub(crate) struct FileSystem {
     known: KnownNames,
     directories: OpenDirectories,
     backing: Backing,
+    journal: Option<Arc<Journal>>,
+    resent: Resent,
     options: Options,
     began: SystemTime,
     next_handle: AtomicU64,
 }
 
 impl FileSystem {
-    /// A file system over a namespace.
-    pub(crate) fn new(namespace: Arc<Namespace>, backing: Backing, options: Options) -> Self {
+    /// A file system over a namespace, for a kernel that may know things from a worker before.
+    pub(crate) fn new(
+        namespace: Arc<Namespace>,
+        registrar: Arc<dyn Registrar>,
+        journal: Option<(Journal, Past)>,
+        metrics: Metrics,
+        options: Options,
+    ) -> Self {
+        let (journal, Past { image, began }) = match journal {
+            Some((journal, past)) => (Some(Arc::new(journal)), past),
+            None => (None, Past::default()),
+        };
+        let backing = Backing::new(registrar, journal.clone(), &image, metrics);
         Self {
-            nodes: NodeTable::new(namespace),
+            nodes: NodeTable::new(namespace, journal.clone(), &image),
             known: KnownNames::new(options.metadata_ttl),
             directories: OpenDirectories::default(),
             backing,
+            journal,
+            resent: Resent::new(image.done),
             options,
-            began: SystemTime::now(),
+            began,
             next_handle: AtomicU64::new(first_handle()),
         }
     }
@@ -94,35 +112,68 @@ impl FileSystem {
     }
 
     /// A name in a directory; counts one lookup of the node.
-    pub(crate) async fn lookup(&self, parent: NodeId, name: &OsStr) -> Result<Attributes> {
+    pub(crate) async fn lookup(
+        &self,
+        parent: NodeId,
+        name: &OsStr,
+        unique: Unique,
+    ) -> Result<Attributes> {
+        let found = self.find(parent, name).await;
+        let found = found.map(|(parent, name, kind)| self.remember(&parent, &name, &kind, unique));
+        self.remembered(unique);
+        found
+    }
+
+    async fn find(
+        &self,
+        parent: NodeId,
+        name: &OsStr,
+    ) -> Result<(Arc<Directory>, Arc<str>, EntryKind)> {
         let parent = self.directory(parent)?;
         // A key is UTF-8: other names cannot exist.
         let name = name.to_str().ok_or(Errno::NOENT)?;
         let kind = self.resolve(&parent, name).await?;
-        Ok(self.remember(&parent, &name.into(), &kind))
+        Ok((parent, name.into(), kind))
     }
 
-    /// Counts one lookup of an entry that was listed.
+    /// Counts one lookup of an entry that was listed. Before the kernel is told of it comes
+    /// [`Self::remembered`].
     pub(crate) fn remember(
         &self,
         parent: &Arc<Directory>,
         name: &Arc<str>,
         kind: &EntryKind,
+        unique: Unique,
     ) -> Attributes {
-        let id = self.nodes.remember(parent, name, kind);
+        let is_done = |id| self.resent.take(Request::Lookup, id, unique);
+        let id = self.nodes.remember(parent, name, kind, unique.number(), is_done);
         match kind {
             EntryKind::Directory => self.directory_attributes(id),
             EntryKind::File(version) => file_attributes(id, version),
         }
     }
 
+    /// All lookups of a request are counted: makes sure that they survive this process.
+    pub(crate) fn remembered(&self, unique: Unique) {
+        let rest = self.resent.rest(unique);
+        if !rest.is_empty() {
+            self.forget(rest.into_iter().map(|id| (id, 1)));
+        }
+        self.flush();
+    }
+
     /// Takes back lookups.
     pub(crate) fn forget(&self, forgets: impl IntoIterator<Item = (NodeId, u64)>) {
-        let gone = self.nodes.forget(forgets);
-        for id in &gone {
-            self.known.forget(*id);
+        self.nodes.forget(forgets, |id| {
+            self.known.forget(id);
+            self.backing.forget(id);
+        });
+    }
+
+    fn flush(&self) {
+        if let Some(journal) = &self.journal {
+            journal.flush();
         }
-        self.backing.forget(&gone);
     }
 
     /// The attributes of a node. Those of a file never change: another version is another node.
@@ -135,7 +186,17 @@ impl FileSystem {
 
     /// Opens a file for reading: its handle, and how the kernel gets its bytes. ESTALE when the name
     /// stands for another version or another node by now; a new lookup then finds that.
-    pub(crate) async fn open(&self, id: NodeId) -> Result<(u64, Mode)> {
+    pub(crate) async fn open(&self, id: NodeId, unique: Unique) -> Result<(u64, Mode)> {
+        let counted = self.resent.take(Request::Open, id, unique);
+        let opened = self.open_in_mode(id, unique, counted).await;
+        if counted && opened.is_err() {
+            // What the worker before has counted, the kernel will not release.
+            self.backing.release(id, 0);
+        }
+        Ok((self.handle(), opened?))
+    }
+
+    async fn open_in_mode(&self, id: NodeId, unique: Unique, counted: bool) -> Result<Mode> {
         let (file, bucket, key) = self.file(id)?;
         match bucket.store.stat(&key).await {
             Ok(meta) if meta.etag == file.version.etag => {}
@@ -159,18 +220,23 @@ impl FileSystem {
             }
         };
         // Nothing is waited for from here on: an open that is counted is answered.
-        match self.backing.open(id, copy) {
-            Ok(mode) => Ok((self.handle(), mode)),
-            Err(Condemned) => {
-                self.nodes.condemn(id);
-                Err(Errno::STALE.into())
-            }
-        }
+        let opened = if counted {
+            self.backing.repeat(id)
+        } else {
+            self.backing.open(id, copy, unique.number())
+        };
+        opened.map_err(|Condemned| {
+            self.nodes.condemn(id);
+            self.flush();
+            Errno::STALE.into()
+        })
     }
 
     /// Releases what was opened.
-    pub(crate) fn release(&self, id: NodeId) {
-        self.backing.release(id);
+    pub(crate) fn release(&self, id: NodeId, unique: Unique) {
+        if !self.resent.take(Request::Release, id, unique) {
+            self.backing.release(id, unique.number());
+        }
     }
 
     /// The modes of open files.

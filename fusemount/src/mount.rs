@@ -171,7 +171,10 @@ impl Mount {
             let has = offer.target.display();
             notes.push(format!("the holder has the mount `{has}`, not `{}`", wanted.display()));
         }
-        let adapter = Adapter::new(namespace, config, metrics, runtime, joined.registrar());
+        let (registrar, mount) = (joined.registrar(), joined.mount_id());
+        let (adapter, note) =
+            Adapter::resume(namespace, config, metrics, runtime, registrar, mount);
+        notes.extend(note);
         let devices = for_each_loop(offer.devices, config.threads).map_err(joined::failed)?;
         // Who may enter is the kernel's business, by how the holder mounted.
         let prepared = Prepared::new(&adapter, &offer.init, devices, SessionACL::All)

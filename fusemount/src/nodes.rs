@@ -13,6 +13,8 @@ use parking_lot::RwLock;
 use store::{Bucket, ETag, Namespace, ObjectMeta};
 use twox_hash::XxHash3_64;
 
+use crate::journal::{Image, Journal, Named, NodeImage, Record};
+
 /// The id of a node, also its inode number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct NodeId(pub(crate) u64);
@@ -143,6 +145,20 @@ pub(crate) enum Node {
 }
 
 impl Node {
+    fn record(&self, id: NodeId) -> Record {
+        match self {
+            Self::Directory(directory) => {
+                Record::Directory { id, parent: directory.parent, path: directory.path.clone() }
+            }
+            Self::File(file) => Record::File {
+                id,
+                parent: file.parent.id,
+                name: (*file.name).into(),
+                version: file.version.clone(),
+            },
+        }
+    }
+
     fn is(&self, parent: &Directory, name: &str, etag: Option<&ETag>) -> bool {
         match self {
             Self::Directory(directory) => {
@@ -179,14 +195,22 @@ impl Counted {
 pub(crate) struct NodeTable {
     namespace: Arc<Namespace>,
     root: Arc<Directory>,
+    journal: Option<Arc<Journal>>,
     nodes: RwLock<HashMap<NodeId, Counted>>,
 }
 
 impl NodeTable {
-    /// A table that knows the root.
-    pub(crate) fn new(namespace: Arc<Namespace>) -> Self {
+    /// A table that knows the root and what a worker before has left, and that notes in a journal
+    /// whatever the kernel is told.
+    pub(crate) fn new(
+        namespace: Arc<Namespace>,
+        journal: Option<Arc<Journal>>,
+        past: &Image,
+    ) -> Self {
         let root = Directory::new(&namespace, NodeId::ROOT, NodeId::ROOT, "/".into());
-        Self { namespace, root: Arc::new(root), nodes: RwLock::default() }
+        let root = Arc::new(root);
+        let nodes = RwLock::new(recover(&namespace, &root, past));
+        Self { namespace, root, journal, nodes }
     }
 
     /// Nodes that the kernel knows, the root not counted.
@@ -224,15 +248,19 @@ impl NodeTable {
         nodes.contains_key(&place(&nodes, parent, name, None))
     }
 
-    /// Counts one lookup of a child and returns its id.
+    /// Counts one lookup of a child and returns its id. `unique` is the number of the request;
+    /// `is_done` is asked whether a worker before has counted this one.
     pub(crate) fn remember(
         &self,
         parent: &Arc<Directory>,
         name: &Arc<str>,
         kind: &EntryKind,
+        unique: u64,
+        is_done: impl FnOnce(NodeId) -> bool,
     ) -> NodeId {
         let mut nodes = self.nodes.write();
         let id = place(&nodes, parent, name, kind.etag());
+        let mut changed = !nodes.contains_key(&id);
         let counted = nodes.entry(id).or_insert_with(|| {
             let node = match kind {
                 EntryKind::Directory => {
@@ -248,10 +276,23 @@ impl NodeTable {
             };
             Counted { node, lookups: 0, condemned: false }
         });
-        counted.lookups += 1;
+        let is_done = counted.lookups > 0 && is_done(id);
+        counted.lookups += u64::from(!is_done);
         // The same bytes may have been written again, later.
-        if let (Node::File(file), EntryKind::File(version)) = (&mut counted.node, kind) {
+        if let (Node::File(file), EntryKind::File(version)) = (&mut counted.node, kind)
+            && file.version.modified != version.modified
+        {
             file.version.modified = version.modified;
+            changed = true;
+        }
+        if let Some(journal) = &self.journal {
+            let looked = Record::Looked { id, lookups: u64::from(!is_done), unique };
+            // Together: what is named and not looked up is not kept.
+            match (changed, is_done) {
+                (true, _) => journal.note(&[counted.node.record(id), looked]),
+                (false, false) => journal.note(&[looked]),
+                (false, true) => {}
+            }
         }
         id
     }
@@ -261,23 +302,60 @@ impl NodeTable {
     pub(crate) fn condemn(&self, id: NodeId) {
         if let Some(counted) = self.nodes.write().get_mut(&id) {
             counted.condemned = true;
+            self.note(Record::Condemned { id });
         }
     }
 
-    /// Takes back lookups; returns the nodes that nobody knows any more.
-    pub(crate) fn forget(&self, forgets: impl IntoIterator<Item = (NodeId, u64)>) -> Vec<NodeId> {
-        let mut gone = Vec::new();
+    /// Takes back lookups. `gone` gets the nodes that nobody knows any more, before anybody can get
+    /// to know them again.
+    pub(crate) fn forget(
+        &self,
+        forgets: impl IntoIterator<Item = (NodeId, u64)>,
+        mut gone: impl FnMut(NodeId),
+    ) {
         let mut nodes = self.nodes.write();
         for (id, lookups) in forgets {
             let Some(counted) = nodes.get_mut(&id) else { continue };
             counted.lookups = counted.lookups.saturating_sub(lookups);
             if counted.lookups == 0 {
-                gone.push(id);
                 nodes.remove(&id);
+                gone(id);
             }
+            self.note(Record::Forgotten { id, lookups });
         }
-        gone
     }
+
+    fn note(&self, record: Record) {
+        if let Some(journal) = &self.journal {
+            journal.note(&[record]);
+        }
+    }
+}
+
+/// What a worker before has left. A file whose directory is lost is left out.
+fn recover(namespace: &Namespace, root: &Arc<Directory>, past: &Image) -> HashMap<NodeId, Counted> {
+    let mut directories = HashMap::from([(NodeId::ROOT, Arc::clone(root))]);
+    for (id, image) in &past.nodes {
+        if let Named::Directory { parent, path } = &image.named {
+            let directory = Directory::new(namespace, *id, *parent, path.clone());
+            directories.insert(*id, Arc::new(directory));
+        }
+    }
+    let known = past.nodes.iter().filter(|(_, image)| image.lookups > 0);
+    known
+        .filter_map(|(id, image)| {
+            let node = match &image.named {
+                Named::Directory { .. } => Node::Directory(Arc::clone(directories.get(id)?)),
+                Named::File { parent, name, version } => Node::File(File {
+                    parent: Arc::clone(directories.get(parent)?),
+                    name: name.as_str().into(),
+                    version: version.clone(),
+                }),
+            };
+            let NodeImage { lookups, condemned, .. } = *image;
+            Some((*id, Counted { node, lookups, condemned }))
+        })
+        .collect()
 }
 
 /// Where a child is, or belongs: at its derived id, or after those that happen to share it.
@@ -306,8 +384,23 @@ mod tests {
         })
     }
 
+    fn remember(
+        table: &NodeTable,
+        parent: &Arc<Directory>,
+        name: &Arc<str>,
+        kind: &EntryKind,
+    ) -> NodeId {
+        table.remember(parent, name, kind, 0, |_| false)
+    }
+
+    fn forget(table: &NodeTable, id: NodeId, lookups: u64) -> Vec<NodeId> {
+        let mut gone = Vec::new();
+        table.forget([(id, lookups)], |id| gone.push(id));
+        gone
+    }
+
     fn table() -> (NodeTable, Arc<Directory>) {
-        let table = NodeTable::new(Arc::new(Namespace::default()));
+        let table = NodeTable::new(Arc::new(Namespace::default()), None, &Image::default());
         let Some(Node::Directory(root)) = table.get(NodeId::ROOT) else { panic!("no root") };
         (table, root)
     }
@@ -317,12 +410,12 @@ mod tests {
         let (one, root) = table();
         let (other, other_root) = table();
         let name: Arc<str> = "a".into();
-        let id = one.remember(&root, &name, &version("1"));
-        assert_eq!(one.remember(&root, &name, &version("1")), id);
-        assert_eq!(other.remember(&other_root, &name, &version("1")), id);
-        assert_ne!(one.remember(&root, &name, &version("2")), id);
-        assert_ne!(one.remember(&root, &name, &EntryKind::Directory), id);
-        assert_ne!(one.remember(&root, &"b".into(), &version("1")), id);
+        let id = remember(&one, &root, &name, &version("1"));
+        assert_eq!(remember(&one, &root, &name, &version("1")), id);
+        assert_eq!(remember(&other, &other_root, &name, &version("1")), id);
+        assert_ne!(remember(&one, &root, &name, &version("2")), id);
+        assert_ne!(remember(&one, &root, &name, &EntryKind::Directory), id);
+        assert_ne!(remember(&one, &root, &"b".into(), &version("1")), id);
         assert_eq!(one.len(), 4);
     }
 
@@ -330,14 +423,15 @@ mod tests {
     fn a_node_lives_until_every_lookup_is_taken_back() {
         let (table, root) = table();
         let name: Arc<str> = "d".into();
-        let id = table.remember(&root, &name, &EntryKind::Directory);
-        table.remember(&root, &name, &EntryKind::Directory);
-        assert!(table.forget([(id, 1)]).is_empty());
+        let id = remember(&table, &root, &name, &EntryKind::Directory);
+        remember(&table, &root, &name, &EntryKind::Directory);
+        assert!(forget(&table, id, 1).is_empty());
         assert!(table.holds_directory(&root, "d"));
-        assert_eq!(table.forget([(id, 1)]), [id]);
+        assert_eq!(forget(&table, id, 1), [id]);
         assert!(table.get(id).is_none());
         assert!(!table.holds_directory(&root, "d"));
-        assert!(table.forget([(id, 7), (NodeId::ROOT, 9)]).is_empty());
+        assert!(forget(&table, id, 7).is_empty());
+        assert!(forget(&table, NodeId::ROOT, 9).is_empty());
         assert!(table.get(NodeId::ROOT).is_some());
     }
 
@@ -355,9 +449,9 @@ mod tests {
             .nodes
             .write()
             .insert(wanted, Counted { node: Node::File(squatter), lookups: 1, condemned: false });
-        let id = table.remember(&root, &name, &EntryKind::Directory);
+        let id = remember(&table, &root, &name, &EntryKind::Directory);
         assert_eq!(id, wanted.next());
-        assert_eq!(table.remember(&root, &name, &EntryKind::Directory), id);
+        assert_eq!(remember(&table, &root, &name, &EntryKind::Directory), id);
     }
 
     #[test]

@@ -19,10 +19,10 @@ use super::deadline::{Heed, bounded};
 use super::replies::Refuse;
 use super::shared::{Shared, View};
 use crate::Metrics;
-use crate::backing::Backing;
 use crate::config::MountConfig;
 use crate::errno::Result;
 use crate::fs::{FileSystem, Options};
+use crate::journal::{Journal, Past};
 use crate::registrar::Registrar;
 
 /// How long to wait for an origin to say what is below a name once the rest is known. A listing of
@@ -41,13 +41,58 @@ const KERNEL_TTL: Duration = Duration::from_secs(1);
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
 
 impl Adapter {
-    /// An adapter that runs its tasks on a runtime.
+    /// An adapter that runs its tasks on a runtime, for a mount that nobody has served before.
     pub(crate) fn new(
         namespace: Arc<store::Namespace>,
         config: &MountConfig,
         metrics: Metrics,
         runtime: Handle,
         registrar: Arc<dyn Registrar>,
+    ) -> Self {
+        Self::with(namespace, config, metrics, runtime, registrar, None)
+    }
+
+    /// An adapter for a mount that outlives this process: it goes on where the journal of the mount
+    /// ends, and writes it. Where that fails it begins anew, and the second value says what is lost.
+    pub(crate) fn resume(
+        namespace: Arc<store::Namespace>,
+        config: &MountConfig,
+        metrics: Metrics,
+        runtime: Handle,
+        registrar: Arc<dyn Registrar>,
+        mount: [u8; 16],
+    ) -> (Self, Option<String>) {
+        let (journal, note) = match &config.journal {
+            None => (
+                None,
+                Some(
+                    "there is no journal: what is open now does not survive this process"
+                        .to_owned(),
+                ),
+            ),
+            Some(directory) => match Journal::open(directory, u128::from_le_bytes(mount)) {
+                Ok(journal) => (Some(journal), None),
+                Err(error) => {
+                    let shown = directory.display();
+                    (
+                        None,
+                        Some(format!(
+                            "cannot write a journal in `{shown}` ({error}): what is open now does not survive this process"
+                        )),
+                    )
+                }
+            },
+        };
+        (Self::with(namespace, config, metrics, runtime, registrar, journal), note)
+    }
+
+    fn with(
+        namespace: Arc<store::Namespace>,
+        config: &MountConfig,
+        metrics: Metrics,
+        runtime: Handle,
+        registrar: Arc<dyn Registrar>,
+        journal: Option<(Journal, Past)>,
     ) -> Self {
         let options = Options {
             metadata_ttl: config.metadata_ttl,
@@ -61,9 +106,8 @@ impl Adapter {
             dir_mode: config.dir_mode,
             ttl: config.metadata_ttl.min(KERNEL_TTL),
         };
-        let backing = Backing::new(registrar, metrics.clone());
         let shared = Shared {
-            fs: FileSystem::new(namespace, backing, options),
+            fs: FileSystem::new(namespace, registrar, journal, metrics.clone(), options),
             view,
             metrics,
             timeout: config.operation_timeout,

@@ -12,6 +12,10 @@ use store::{CopyFate, CopyState};
 
 use crate::nodes::NodeId;
 
+/// Registrations that are released in a sweep because nothing is known of their copies. Each may
+/// be a question to the holder.
+const UNKNOWN_PER_SWEEP: usize = 256;
+
 /// How the kernel gets the bytes of an open file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Mode {
@@ -63,6 +67,8 @@ struct Entry {
     fate: Option<Arc<CopyFate>>,
     /// True where the registration may be kept when nobody uses it.
     keep: bool,
+    /// True for an open that is guessed at: it ends when the kernel forgets the node.
+    guessed: bool,
     /// True where the registration no longer exists, though the kernel goes on reading its file.
     gone: bool,
     /// Which entry of `idle` is this one, while nobody has it open.
@@ -74,13 +80,17 @@ impl Entry {
         self.fate.as_ref().is_none_or(|fate| fate.state() == CopyState::Good)
     }
 
+    fn is_bad(&self) -> bool {
+        self.gone || self.fate.as_ref().is_some_and(|fate| fate.state() == CopyState::Bad)
+    }
+
     /// One more open of what is open.
     fn join(&mut self, offer: &Offer) -> Outcome {
         if let (Mode::Passthrough(_), None, Offer::Copy(fate)) = (self.mode, &self.fate, offer) {
             // Of the same version, so in all likelihood the same file.
             self.fate = Some(Arc::clone(fate));
         }
-        if self.gone || self.fate.as_ref().is_some_and(|fate| fate.state() == CopyState::Bad) {
+        if self.is_bad() {
             return Outcome::Bad;
         }
         self.opens += 1;
@@ -143,7 +153,10 @@ impl ModeTable {
             Offer::Registered(id, fate) => (Mode::Passthrough(id), Some(fate)),
         };
         let keep = fate.is_some();
-        self.entries.insert(node, Entry { mode, opens: 1, fate, keep, gone: false, turn: 0 });
+        self.entries.insert(
+            node,
+            Entry { mode, opens: 1, fate, keep, guessed: false, gone: false, turn: 0 },
+        );
         Outcome::Opened(mode, How::Chosen)
     }
 
@@ -178,19 +191,36 @@ impl ModeTable {
         true
     }
 
-    /// The kernel has forgotten a node, so it has nothing open of it whatever was counted.
+    /// The kernel has forgotten a node, so it has nothing open of it. Releases may still be under
+    /// way, though, and then the node may be known again and open before they arrive.
     pub(crate) fn forget(&mut self, node: NodeId) {
-        match self.entries.get(&node) {
-            Some(entry) if entry.opens == 0 => self.drop_idle(node),
-            Some(_) => self.remove(node),
-            None => {}
+        let Some(entry) = self.entries.get_mut(&node) else { return };
+        entry.keep = false;
+        if entry.opens == 0 {
+            self.drop_idle(node);
+        } else if entry.guessed {
+            self.remove(node);
         }
     }
 
-    /// Gives up the kept registrations of copies that were evicted or found bad.
+    /// One more open of a node by a worker before, whose answer the kernel has not got: its mode.
+    /// `None` when it must not be opened, and for what is not open.
+    pub(crate) fn repeat(&self, node: NodeId) -> Option<Mode> {
+        let entry = self.entries.get(&node).filter(|entry| entry.opens > 0)?;
+        (!entry.is_bad()).then_some(entry.mode)
+    }
+
+    /// Gives up the kept registrations of copies that were evicted or found bad; and, a few at a
+    /// time, those of copies of which nothing is known.
     pub(crate) fn sweep(&mut self) {
+        let mut unknown = 0;
         let spent = |(node, entry): (&NodeId, &Entry)| {
-            (entry.opens == 0 && !entry.is_good()).then_some(*node)
+            if entry.opens > 0 {
+                return None;
+            }
+            unknown += usize::from(entry.fate.is_none());
+            let few = entry.fate.is_none() && unknown <= UNKNOWN_PER_SWEEP;
+            (few || !entry.is_good()).then_some(*node)
         };
         let spent: Vec<NodeId> = self.entries.iter().filter_map(spent).collect();
         for node in spent {
@@ -202,8 +232,35 @@ impl ModeTable {
     /// node can be opened no more while it is open.
     pub(crate) fn restore(&mut self, node: NodeId, mode: Mode, opens: u64, gone: bool) {
         if opens > 0 {
-            let entry = Entry { mode, opens, fate: None, keep: false, gone, turn: 0 };
+            let entry =
+                Entry { mode, opens, fate: None, keep: false, guessed: false, gone, turn: 0 };
             self.entries.insert(node, entry);
+        }
+    }
+
+    /// Takes over a registration that a worker before had made, unless its node is open. Whether
+    /// that is known is for the caller to say: where it is not, the node is taken to be open.
+    pub(crate) fn inherit(&mut self, node: NodeId, id: u32, opens_known: bool) {
+        match self.entries.get(&node) {
+            Some(entry) if entry.mode == Mode::Passthrough(id) => {}
+            Some(_) => self.dropped.push(id),
+            None => {
+                self.turns += 1;
+                let entry = Entry {
+                    mode: Mode::Passthrough(id),
+                    opens: u64::from(!opens_known),
+                    fate: None,
+                    keep: false,
+                    guessed: !opens_known,
+                    gone: false,
+                    turn: self.turns,
+                };
+                self.entries.insert(node, entry);
+                if opens_known {
+                    self.idle.push_back((self.turns, node));
+                    self.idle_count += 1;
+                }
+            }
         }
     }
 

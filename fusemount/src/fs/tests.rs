@@ -28,11 +28,15 @@ fn bucket(name: &str, store: Arc<dyn store::Store>) -> Bucket {
     }
 }
 
-/// No passthrough.
-fn no_backing() -> Backing {
+/// No passthrough and no journal.
+fn plain(namespace: Namespace, options: Options) -> FileSystem {
     let registrar = Arc::new(crate::registrar::Unavailable::new("a test"));
-    Backing::new(registrar, crate::Metrics::register(&prometheus::Registry::new()).unwrap())
+    let metrics = Metrics::register(&prometheus::Registry::new()).unwrap();
+    FileSystem::new(Arc::new(namespace), registrar, None, metrics, options)
 }
+
+/// Of no request of the kernel.
+const NONE: Unique = Unique::new(0);
 
 fn fixture(ttl: Duration, page_entries: usize) -> Fixture {
     let store = MemoryStore::new();
@@ -44,21 +48,21 @@ fn fixture(ttl: Duration, page_entries: usize) -> Fixture {
         .unwrap()
         .build();
     let options = Options { metadata_ttl: ttl, patience: Duration::from_secs(1), page_entries };
-    Fixture { fs: FileSystem::new(Arc::new(namespace), no_backing(), options), store, faulty }
+    Fixture { fs: plain(namespace, options), store, faulty }
 }
 
 impl Fixture {
     async fn walk(&self, path: &str) -> Result<Attributes> {
         let mut at = self.fs.attributes(NodeId::ROOT)?;
         for name in path.split('/').filter(|name| !name.is_empty()) {
-            at = self.fs.lookup(at.id, OsStr::new(name)).await?;
+            at = self.fs.lookup(at.id, OsStr::new(name), NONE).await?;
         }
         Ok(at)
     }
 
     async fn open(&self, path: &str) -> Result<(NodeId, u64)> {
         let id = self.walk(path).await?.id;
-        Ok((id, self.fs.open(id).await?.0))
+        Ok((id, self.fs.open(id, NONE).await?.0))
     }
 
     async fn read_all(&self, path: &str) -> Result<Vec<u8>> {
@@ -249,9 +253,9 @@ async fn lookups_after_a_listing_ask_the_origin_nothing() {
     f.faulty.calls().reset();
     for n in 0..5000 {
         let name = format!("{n:05}");
-        assert_eq!(f.fs.lookup(directory, OsStr::new(&name)).await.unwrap().size, 1);
+        assert_eq!(f.fs.lookup(directory, OsStr::new(&name), NONE).await.unwrap().size, 1);
     }
-    assert!(f.fs.lookup(directory, OsStr::new("sub")).await.unwrap().directory);
+    assert!(f.fs.lookup(directory, OsStr::new("sub"), NONE).await.unwrap().directory);
     // The version of a file is asked of the store below, where it is a cache that has just seen
     // the listing; whether a name is a directory is not asked again.
     assert_eq!(f.faulty.calls().of(Operation::Head), 5000);
@@ -287,7 +291,7 @@ async fn a_page_is_as_old_as_its_question() {
     assert_eq!(pages, 3, "the heading and two pages");
     // By now the last page is older than names are believed.
     f.faulty.calls().reset();
-    assert!(f.fs.lookup(id, OsStr::new("15")).await.unwrap().directory);
+    assert!(f.fs.lookup(id, OsStr::new("15"), NONE).await.unwrap().directory);
     assert_eq!(f.faulty.calls().of(Operation::List), 1);
 }
 
@@ -344,12 +348,12 @@ async fn opening_what_has_changed_is_estale_and_the_next_lookup_is_right() {
     let old = f.walk("data/file").await.unwrap();
     f.store.insert("file", "newer");
     // The kernel may still believe the name, but what is opened is never the wrong version.
-    assert_eq!(f.fs.open(old.id).await.unwrap_err().errno, Errno::STALE);
+    assert_eq!(f.fs.open(old.id, NONE).await.unwrap_err().errno, Errno::STALE);
     let new = f.walk("data/file").await.unwrap();
     assert_ne!(new.id, old.id);
     assert_eq!(f.read_all("data/file").await.unwrap(), b"newer");
     f.store.remove("file");
-    assert_eq!(f.fs.open(new.id).await.unwrap_err().errno, Errno::STALE);
+    assert_eq!(f.fs.open(new.id, NONE).await.unwrap_err().errno, Errno::STALE);
     assert_eq!(f.walk("data/file").await.unwrap_err().errno, Errno::NOENT);
 }
 
@@ -492,7 +496,7 @@ async fn nested_mount_paths_hide_keys_and_lead_to_their_buckets() {
         .build();
     let options =
         Options { metadata_ttl: LONG, patience: Duration::from_secs(1), page_entries: 1000 };
-    let fs = FileSystem::new(Arc::new(namespace), no_backing(), options);
+    let fs = plain(namespace, options);
     let f = Fixture { fs, store: outer.clone(), faulty: FaultyStore::new(Arc::new(outer)) };
     let names = async |path: &str| {
         let id = f.walk(path).await.unwrap().id;
@@ -543,7 +547,7 @@ async fn extended_attributes_tell_version_object_and_residency() {
         .build();
     let options =
         Options { metadata_ttl: LONG, patience: Duration::from_secs(1), page_entries: 1000 };
-    let fs = FileSystem::new(Arc::new(namespace), no_backing(), options);
+    let fs = plain(namespace, options);
     let faulty = FaultyStore::new(Arc::new(store.clone()));
     let f = Fixture { fs, store, faulty };
     let id = f.walk("dir/file").await.unwrap().id;
@@ -565,16 +569,18 @@ async fn names_that_no_key_has() {
     let f = fixture(LONG, 1000);
     f.store.insert("file", "x");
     let id = f.walk("data").await.unwrap().id;
-    let lookup = async |name: &[u8]| f.fs.lookup(id, OsStr::from_bytes(name)).await;
+    let lookup = async |name: &[u8]| f.fs.lookup(id, OsStr::from_bytes(name), NONE).await;
     assert_eq!(lookup(b"\xff\xfe").await.unwrap_err().errno, Errno::NOENT);
     assert_eq!(lookup(&[b'x'; 256]).await.unwrap_err().errno, Errno::NAMETOOLONG);
     assert_eq!(lookup(&[b'x'; 255]).await.unwrap_err().errno, Errno::NOENT);
     let file = f.walk("data/file").await.unwrap().id;
-    assert_eq!(f.fs.lookup(file, OsStr::new("x")).await.unwrap_err().errno, Errno::NOTDIR);
-    assert_eq!(f.fs.open(id).await.unwrap_err().errno, Errno::ISDIR);
+    assert_eq!(f.fs.lookup(file, OsStr::new("x"), NONE).await.unwrap_err().errno, Errno::NOTDIR);
+    assert_eq!(f.fs.open(id, NONE).await.unwrap_err().errno, Errno::ISDIR);
     assert_eq!(f.fs.open_directory(file).unwrap_err().errno, Errno::NOTDIR);
     assert_eq!(f.fs.attributes(NodeId(12345)).unwrap_err().errno, Errno::STALE);
     assert_eq!(f.fs.seek(file, 0, false).unwrap(), 0);
     assert_eq!(f.fs.seek(file, 0, true).unwrap(), 1);
     assert_eq!(f.fs.seek(file, 1, true).unwrap_err().errno, Errno::NXIO);
 }
+
+mod restart;

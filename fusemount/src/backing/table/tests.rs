@@ -149,9 +149,14 @@ impl World {
                 );
                 // ESTALE, and the next lookup gives another node. The old one goes on by itself.
                 self.generation[node] += 1;
-                self.inodes[node] = Inode::default();
+                let inode = std::mem::take(&mut self.inodes[node]);
+                let coming = self.answers.iter().filter(|(other, _)| *other == node).count()
+                    + self.releases.iter().filter(|other| **other == node).count();
                 self.answers.retain(|(other, _)| *other != node);
                 self.releases.retain(|other| *other != node);
+                for _ in 0..inode.cached + inode.passthrough + coming as u64 {
+                    prop_assert!(self.table.release(id));
+                }
                 self.table.forget(id);
                 self.settle();
             }
