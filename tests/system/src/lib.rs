@@ -26,12 +26,12 @@ const READY_WITHIN: Duration = Duration::from_mins(1);
 /// Draining is given five in the configuration of the tests.
 const END_WITHIN: Duration = Duration::from_secs(20);
 
-/// The program that `cargo build` made beside this test.
+/// The program that `cargo build` made beside this test, or the one that `WARPDRIVE_BIN` names.
 ///
 /// # Panics
 /// When it was not built.
 pub fn program() -> PathBuf {
-    built("warpdrive")
+    std::env::var_os("WARPDRIVE_BIN").map_or_else(|| built("warpdrive"), PathBuf::from)
 }
 
 /// Why no mount can be made here; `None` when it can.

@@ -69,6 +69,8 @@ pub struct Seen {
     pub errors: BTreeMap<String, u64>,
     /// Reads with wrong bytes, listings that lack a name, files that end too early.
     pub wrong: u64,
+    /// Reads that ended before they had to: an error that came behind bytes that were read.
+    pub short: u64,
     /// The first few errors and wrong bytes.
     pub shown: Vec<String>,
     /// The longest that a call took, and which call it was.
@@ -120,7 +122,7 @@ impl Reader {
     /// Waits for a reader that ends by itself (at its first error); what it saw.
     ///
     /// # Panics
-    /// When it does not end in time.
+    /// When it does not end in time. (One that a fault has ended has seen an error.)
     pub fn ended(self, limit: Duration) -> Seen {
         let begun = Instant::now();
         let Some(status) = self.process.wait(limit) else {
@@ -136,16 +138,21 @@ impl Reader {
         };
         let text = std::fs::read_to_string(&self.output).unwrap_or_default();
         let account = text.lines().last().and_then(|line| serde_json::from_str(line).ok());
-        let (true, Some(account)) = (status.success(), account) else {
-            panic!("a {} reader ended with {status}: {text}", self.kind.name());
-        };
-        Seen::parse(&account)
+        match (status.success(), account) {
+            (true, Some(account)) => Seen::parse(&account),
+            // A page of a mapping that cannot be had is SIGBUS, and no account.
+            _ => Seen {
+                errors: BTreeMap::from([(status.to_string(), 1)]),
+                shown: vec![format!("ended with {status}: {}", text.trim())],
+                ..Seen::default()
+            },
+        }
     }
 
     /// Has it end, and returns what it saw.
     ///
     /// # Panics
-    /// When a call of it hangs, or a fault ended it.
+    /// When a call of it hangs.
     pub fn end(self) -> Seen {
         self.tell_to_end();
         self.ended(HANG)
@@ -182,6 +189,7 @@ impl Seen {
             since_error: number("since_error"),
             errors: errors.map(|(n, c)| (n.clone(), c.as_u64().unwrap_or_default())).collect(),
             wrong: number("wrong"),
+            short: number("short"),
             shown: shown.map(text).collect(),
             longest: (Duration::from_secs_f64(longest), text(&account["longest_what"])),
         }
@@ -197,21 +205,22 @@ impl Seen {
         self.errors.values().sum()
     }
 
-    /// True without an error or a wrong byte.
+    /// True without an error, a wrong byte or a read that was cut.
     pub fn is_clean(&self) -> bool {
-        self.errors.is_empty() && self.wrong == 0
+        self.errors.is_empty() && self.wrong == 0 && self.short == 0
     }
 
     /// One line.
     pub fn summary(&self) -> String {
         let (longest, what) = &self.longest;
         let mut text = format!(
-            "{} calls, {} MiB, {} passes, {} errors, {} wrong, longest {:.0} ms ({what})",
+            "{} calls, {} MiB, {} passes, {} errors, {} wrong, {} short, longest {:.0} ms ({what})",
             self.operations,
             self.bytes >> 20,
             self.passes,
             self.error_count(),
             self.wrong,
+            self.short,
             longest.as_secs_f64() * 1000.0,
         );
         for line in &self.shown {
