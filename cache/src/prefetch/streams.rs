@@ -104,7 +104,7 @@ impl Stream {
         let len = read.end - read.start;
         let skip = len.min(MAX_SKIP_BYTES).max(self.gap);
         // Further behind it is somebody else, or the same once more.
-        let back = len.saturating_mul(8).max(2 * limits.block).min(limits.step.max(limits.block));
+        let back = len.saturating_mul(8).max(2 * limits.block).min(limits.step.max(2 * len));
         let from = self.start.saturating_sub(skip).max(self.frontier.saturating_sub(back));
         let continues = (from..=self.frontier.saturating_add(skip)).contains(&read.start);
         let leads_up = read.start < self.start
@@ -206,9 +206,13 @@ impl Streams {
                 Some((stride, times)) => strides(read, stride, times, size, limits, &mut plan),
                 None => {}
             }
-            // Where a window has been asked for already, only its end is asked beyond.
-            let under = |s: &&Stream| (s.frontier..s.ahead).contains(&read.start);
-            let ahead = self.streams.iter().filter(under).map(|s| s.ahead).max();
+            // Where a window has been asked for already, only its end is asked beyond, and what is
+            // read there is part of that sequence.
+            let under = self.streams.iter().filter(|s| {
+                s.window > 0 && (s.frontier..s.ahead + limits.block).contains(&read.start)
+            });
+            let ahead = under.map(|s| s.ahead).max();
+            plan.dense |= ahead.is_some();
             stream.ahead = stream.ahead.max(ahead.unwrap_or(0));
             stream
         };

@@ -130,7 +130,12 @@ impl Walks {
         if walk.asked > window / 2 {
             return Vec::new();
         }
-        let mut bytes: u64 = walk.next.iter().take(walk.asked).map(|(_, m)| m.size.min(step)).sum();
+        let asked = walk.next.iter().take(walk.asked);
+        // What comes after a large object is far away.
+        if asked.clone().any(|(_, meta)| meta.size > step) {
+            return Vec::new();
+        }
+        let mut bytes: u64 = asked.map(|(_, meta)| meta.size).sum();
         let mut out = Vec::new();
         for (key, meta) in walk.next.iter().take(window).skip(walk.asked) {
             let first = meta.size.min(step);
@@ -139,7 +144,6 @@ impl Walks {
             }
             bytes += first;
             out.push(Upcoming { key: key.clone(), meta: meta.clone(), bytes: first });
-            // What comes after a large object is far away.
             if meta.size > step {
                 break;
             }

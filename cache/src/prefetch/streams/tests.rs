@@ -26,7 +26,7 @@ fn a_sequential_reader_gets_a_window_that_grows_with_what_was_read() {
     let asked: Vec<_> = plans.iter().flat_map(|p| p.ranges.clone()).collect();
     assert_eq!(asked[0], 200..1000, "four times what was read");
     assert!(asked.windows(2).all(|w| w[0].end == w[1].start), "no gap, nothing twice");
-    assert!(asked.iter().take(5).any(|r| r.end - r.start >= 1600), "{asked:?}");
+    assert!(asked.last().unwrap().end >= 40_000 + LIMITS.most - LIMITS.step, "{asked:?}");
     let whole: u64 = asked.iter().map(|r| r.end - r.start).sum();
     assert!(whole <= 40_000 + 3200);
     assert!(!plans[0].dense && plans[1..].iter().all(|p| p.dense));
@@ -58,7 +58,8 @@ fn a_burst_in_disorder_is_one_stream() {
     }
     assert_eq!(streams.streams.len(), 1);
     let stream = &streams.streams[0];
-    assert_eq!((stream.start, stream.frontier, stream.reads), (0, 1600, 16));
+    assert_eq!((stream.start, stream.frontier), (0, 1600));
+    assert!(stream.is_sequential(LIMITS));
     assert!(stream.ahead > 1600);
 }
 

@@ -125,8 +125,8 @@ async fn a_burst_of_reads_in_disorder_is_one_sequence() {
     }
     front.settle().await;
     let asked = front.vast.asked_bytes();
-    assert!(asked <= size + 2 * MIB, "{asked}");
-    assert!(front.vast.requests() < 40, "{}", front.vast.requests());
+    assert!(asked <= size + 4 * MIB, "{asked}");
+    assert!(front.vast.requests() < 60, "{}", front.vast.requests());
 }
 
 #[tokio::test]
