@@ -42,8 +42,8 @@ pub struct MountConfig {
     pub holder: Option<PathBuf>,
     /// True to have the worker that the holder serves leave, and to go on in its place.
     pub take_over: bool,
-    /// Where what the kernel knows of nodes is written, so that the next worker knows it too. Only
-    /// of use with a holder.
+    /// A directory for what the kernel knows of nodes, so that the next worker knows it too. Only of
+    /// use with a holder.
     pub journal: Option<PathBuf>,
 }
 

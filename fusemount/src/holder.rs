@@ -17,9 +17,8 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt, chown};
 use std::path::Path;
 
-use rustix::io::Errno;
 use rustix::net::{
-    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with,
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with,
 };
 
 use crate::config::HolderConfig;
@@ -27,6 +26,7 @@ use crate::mount::{MountError, clear_mount_point};
 use connection::Connection;
 use server::{Holder, MAX_PEERS};
 pub(crate) use system::{install, peer};
+use wire::connect_to;
 
 /// Mounts, and serves workers until SIGTERM, SIGINT, a worker's request or somebody's `umount`
 /// ends the mount; then the socket is removed. It handles those signals for the whole process.
@@ -34,20 +34,13 @@ pub(crate) use system::{install, peer};
 /// An error is a sentence that says what to do; nothing is mounted then.
 pub fn hold(config: HolderConfig) -> Result<(), MountError> {
     let ending = system::ending().map_err(|error| failed("handling signals", &error))?;
-    if replace_dead_socket(&config.socket)? {
-        let shown = config.socket.display();
-        return Err(MountError::Refused(format!("a holder already listens on `{shown}`")));
-    }
+    make_room(&config.socket)?;
     let target = clear_mount_point(&config.mount_point, config.force, true)?;
     let connection = Connection::open(&target, &config)?;
     let listener = listen_at(&config)
         .map_err(|error| failed(&format!("listening on `{}`", config.socket.display()), &error))?;
-    say(format_args!(
-        "holding `{}` for workers on `{}`",
-        target.display(),
-        config.socket.display()
-    ));
     let socket = config.socket.clone();
+    say(format_args!("holding `{}` for workers on `{}`", target.display(), socket.display()));
     let ended = Holder::new(config, target, connection).run(&listener, &ending);
     // Nobody may find a socket without a mount.
     let _ = std::fs::remove_file(&socket);
@@ -63,29 +56,23 @@ fn say(line: Arguments<'_>) {
     let _ = writeln!(io::stderr(), "mountd: {line}");
 }
 
-/// Removes a socket that nobody listens on; true if somebody does.
-fn replace_dead_socket(path: &Path) -> Result<bool, MountError> {
-    let Ok(found) = path.symlink_metadata() else { return Ok(false) };
+/// Removes a socket that nobody listens on.
+fn make_room(path: &Path) -> Result<(), MountError> {
     let shown = path.display();
-    if !found.file_type().is_socket() {
-        return Err(MountError::Refused(format!("`{shown}` is not a socket; name another path")));
+    let in_the_way =
+        |what| Err(MountError::Refused(format!("{what} `{shown}`; name another path")));
+    match path.symlink_metadata() {
+        Ok(found) if found.file_type().is_socket() => {}
+        Ok(_) => return in_the_way("there is something other than a socket at"),
+        Err(_) => return Ok(()),
     }
     match connect_to(path) {
-        Ok(_) => return Ok(true),
-        Err(error) if error.raw_os_error() == Some(Errno::CONNREFUSED.raw_os_error()) => {}
-        Err(error) => return Err(failed(&format!("looking at the socket `{shown}`"), &error)),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            std::fs::remove_file(path).map_err(|error| failed("replacing a dead socket", &error))
+        }
+        Err(error) => Err(failed("looking who listens on the socket", &error)),
+        Ok(_) => in_the_way("a holder already listens on"),
     }
-    std::fs::remove_file(path).map_err(|error| failed(&format!("replacing `{shown}`"), &error))?;
-    Ok(false)
-}
-
-/// A connection to the holder that listens at a path.
-pub(crate) fn connect_to(path: &Path) -> io::Result<OwnedFd> {
-    let address = SocketAddrUnix::new(path)?;
-    let socket =
-        socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
-    connect(&socket, &address)?;
-    Ok(socket)
 }
 
 fn listen_at(config: &HolderConfig) -> io::Result<OwnedFd> {

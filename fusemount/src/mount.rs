@@ -151,9 +151,7 @@ impl Mount {
         let acl = if config.allow_other { SessionACL::All } else { SessionACL::Owner };
         let loops = begin(&adapter, device, config, acl).map_err(refused)?;
         owned.ended = Some(loops.ended());
-        if config.read_ahead_kib > 0 {
-            notes.extend(raise_read_ahead(owned.device(), config.read_ahead_kib).err());
-        }
+        notes.extend(raise_read_ahead(owned.device(), config.read_ahead_kib).err());
         Ok(Self { target, notes, loops, base: Base::Own(owned) })
     }
 

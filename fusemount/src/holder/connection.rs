@@ -33,9 +33,6 @@ const REFUSALS_AT_ONCE: usize = 64;
 /// `fuse_in_header`: length, opcode, unique, node, uid, gid, pid and padding.
 const IN_HEADER_BYTES: usize = 40;
 
-/// `fuse_out_header`: length, error, unique.
-const OUT_HEADER_BYTES: u32 = 16;
-
 /// `FUSE_NOTIFY_RESEND` in `fuse_notify_code`.
 const NOTIFY_RESEND: i32 = 7;
 
@@ -67,16 +64,12 @@ impl Connection {
         let refused = |error: io::Error| {
             MountError::Refused(format!("holding `{}` failed: {error}", target.display()))
         };
-        let mut id = [0; 16];
-        rustix::rand::getrandom(&mut id, rustix::rand::GetRandomFlags::empty())
-            .map_err(|error| refused(error.into()))?;
-        let device: OwnedFd = attach_own(target, config.allow_other)?.into();
         let mut connection = Self {
-            device,
+            device: attach_own(target, config.allow_other)?.into(),
             loops: Vec::new(),
             init: vec![0; LEAST_BUFFER_BYTES],
             answer: None,
-            id,
+            id: [0; 16],
             target: target.to_owned(),
             entry: mounted_at(target),
             read_ahead_kib: config.read_ahead_kib,
@@ -88,11 +81,11 @@ impl Connection {
     }
 
     fn begin(&mut self, loops: usize) -> io::Result<()> {
+        rustix::rand::getrandom(&mut self.id, rustix::rand::GetRandomFlags::empty())?;
         rustix::io::ioctl_fionbio(&self.device, true)?;
         poll(&mut [PollFd::new(&self.device, PollFlags::IN)], Some(&INIT_WITHIN))?;
         let length = rustix::io::read(&self.device, &mut self.init)?;
         self.init.truncate(length);
-        self.init.shrink_to_fit();
         self.loops = self.clones(loops)?;
         Ok(())
     }
@@ -110,9 +103,8 @@ impl Connection {
     /// kernel goes by this answer; the words are for a person.
     pub(super) fn answer(&mut self, answer: Vec<u8>) -> io::Result<(bool, String)> {
         if let Some(first) = &self.answer {
+            let note = "other settings than the first worker's take effect with the next mount";
             let same = *first == answer;
-            let note = "the session goes on with what an earlier worker agreed on with the kernel; \
-                        other settings of this one take effect with the next mount";
             return Ok((same, if same { String::new() } else { note.to_owned() }));
         }
         if answer.get(8..16) != self.init.get(8..16) {
@@ -120,10 +112,9 @@ impl Connection {
         }
         rustix::io::write(&self.device, &answer)?;
         self.answer = Some(answer);
-        // The kernel sets its own when it hears the answer.
-        let raise = self.read_ahead_kib > 0;
+        // Only now, because the kernel sets its own when it hears the answer.
         let device = self.entry.as_ref().map(|entry| entry.device.as_str());
-        let raised = if raise { raise_read_ahead(device, self.read_ahead_kib) } else { Ok(()) };
+        let raised = raise_read_ahead(device, self.read_ahead_kib);
         Ok((true, raised.err().unwrap_or_default()))
     }
 
@@ -133,9 +124,7 @@ impl Connection {
         if !self.is_begun() {
             return;
         }
-        let mut message = [0; OUT_HEADER_BYTES as usize];
-        message[..4].copy_from_slice(&OUT_HEADER_BYTES.to_ne_bytes());
-        message[4..8].copy_from_slice(&NOTIFY_RESEND.to_ne_bytes());
+        let message = out_header(NOTIFY_RESEND, [0; 8]);
         let Err(error) = rustix::io::write(&self.device, &message) else { return };
         // Before Linux 6.9. Closing the descriptors that they were read from ends those requests
         // with ECONNABORTED, which is better than never.
@@ -193,16 +182,21 @@ impl Drop for Connection {
 }
 
 /// The answer EIO to a request; none to those that want none, and to what is no request.
-fn refusal(request: &[u8]) -> Option<[u8; OUT_HEADER_BYTES as usize]> {
+fn refusal(request: &[u8]) -> Option<[u8; 16]> {
     let opcode = u32::from_ne_bytes(request.get(4..8)?.try_into().ok()?);
     if request.len() < IN_HEADER_BYTES || UNANSWERED.contains(&opcode) {
         return None;
     }
-    let mut out = [0; OUT_HEADER_BYTES as usize];
-    out[..4].copy_from_slice(&OUT_HEADER_BYTES.to_ne_bytes());
-    out[4..8].copy_from_slice(&(-Errno::IO.raw_os_error()).to_ne_bytes());
-    out[8..].copy_from_slice(request.get(8..16)?);
-    Some(out)
+    Some(out_header(-Errno::IO.raw_os_error(), request.get(8..16)?.try_into().ok()?))
+}
+
+/// A `fuse_out_header`: length, error, unique.
+fn out_header(error: i32, unique: [u8; 8]) -> [u8; 16] {
+    let mut out = [0; 16];
+    out[..4].copy_from_slice(&16_u32.to_ne_bytes());
+    out[4..8].copy_from_slice(&error.to_ne_bytes());
+    out[8..].copy_from_slice(&unique);
+    out
 }
 
 #[cfg(test)]

@@ -125,7 +125,8 @@ impl Holder {
             }
             // Backwards, since a peer may go.
             for index in (0..self.peers.len()).rev() {
-                if came[2 + index].is_empty() {
+                // With one, others may have gone.
+                if came[2 + index].is_empty() || index >= self.peers.len() {
                     continue;
                 }
                 match self.hear(index) {
@@ -142,14 +143,11 @@ impl Holder {
             if !came[0].is_empty() {
                 self.ending.get_or_insert(Instant::now() + self.config.grace);
             }
-            if let Some(until) = self.ending
-                && let Some(connection) = &self.connection
-                && connection.unmount(Instant::now() >= until).is_err()
-            {
-                continue;
-            }
-            if self.ending.is_some() {
-                return Ok(());
+            if let Some(until) = self.ending {
+                let unmounted = |c: &Connection| c.unmount(Instant::now() >= until).is_ok();
+                if self.connection.as_ref().is_none_or(unmounted) {
+                    return Ok(());
+                }
             }
         }
     }
@@ -163,13 +161,15 @@ impl Holder {
         sockets.extend(self.peers.iter().map(|peer| PollFd::new(&peer.socket, PollFlags::IN)));
         // While a worker reads, waiting here as well would wake this process for each request.
         if let Some(connection) = self.connection.as_ref().filter(|_| self.is_alone()) {
-            let wanted = if self.refuses() { PollFlags::IN } else { PollFlags::empty() };
+            let refuses = connection.is_begun() && self.is_impatient();
+            let wanted = if refuses { PollFlags::IN } else { PollFlags::empty() };
             sockets.push(PollFd::new(&connection.device, wanted));
         }
         let now = Instant::now();
         let deadlines = self.peers.iter().filter_map(Peer::deadline);
         let retry = self.ending.map(|_| now + RETRY_EVERY);
-        let next = deadlines.chain(self.patience_ends()).chain(retry).min();
+        let patience = self.patience_ends().filter(|end| *end > now);
+        let next = deadlines.chain(patience).chain(retry).min();
         // Rounded up, or the last millisecond would be spent turning.
         let wait = next.map(|next| (next - now.min(next)).max(Duration::from_millis(1)));
         let wait = wait.and_then(|wait| Timespec::try_from(wait).ok());
@@ -183,17 +183,13 @@ impl Holder {
         !self.peers.iter().any(Peer::has_device)
     }
 
-    /// True while requests are answered with EIO, for want of a worker.
-    fn refuses(&self) -> bool {
-        self.is_alone()
-            && self.connection.as_ref().is_some_and(Connection::is_begun)
-            && self.alone_since.is_some_and(|since| since.elapsed() >= self.config.patience)
+    /// Until when requests are kept waiting for a worker.
+    fn patience_ends(&self) -> Option<Instant> {
+        self.alone_since.filter(|_| self.is_alone()).map(|since| since + self.config.patience)
     }
 
-    /// When requests will no longer be kept waiting; none once that is so, or while it cannot be.
-    fn patience_ends(&self) -> Option<Instant> {
-        let waits = self.connection.is_some() && self.is_alone() && !self.refuses();
-        self.alone_since.filter(|_| waits).map(|since| since + self.config.patience)
+    fn is_impatient(&self) -> bool {
+        self.patience_ends().is_some_and(|end| Instant::now() >= end)
     }
 
     fn accept(&mut self, listener: &OwnedFd) -> io::Result<()> {
@@ -206,8 +202,8 @@ impl Holder {
             return peer.refuse(0, &Errno::ACCESS.into(), why);
         }
         if self.peers.len() >= MAX_PEERS {
-            let strangers = self.peers.iter().enumerate().filter(|(_, p)| p.role == Role::Stranger);
-            let oldest = strangers.min_by_key(|(_, peer)| peer.since).map(|(index, _)| index);
+            // The latest are at the end.
+            let oldest = self.peers.iter().position(|peer| peer.role == Role::Stranger);
             self.peers.remove(oldest.ok_or(Errno::BUSY)?);
         }
         self.peers.push(peer);
@@ -217,7 +213,7 @@ impl Holder {
     /// Reads one message of a peer and does what it says. True when the mount is gone; an error
     /// when the peer is, or has to go.
     fn hear(&mut self, index: usize) -> io::Result<bool> {
-        let peer = &self.peers[index];
+        let peer = &mut self.peers[index];
         let (packet, beside) = match receive(&peer.socket, RecvFlags::DONTWAIT) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
             received => received?,
@@ -228,58 +224,56 @@ impl Holder {
             None if serves && !packet.is_empty() => return Ok(false),
             None => return Err(Errno::PROTO.into()),
         };
-        match (message.kind, self.connection.as_mut().filter(|_| serves)) {
+        let kind = message.kind;
+        let answer = match (kind, self.connection.as_mut().filter(|_| serves)) {
             (Kind::Ping, _) => {
-                let small = self.peers.iter().find(|peer| peer.has_device());
-                let small = small.map_or(0, |worker| worker.pid.max(1));
-                let target = self.target.as_os_str().as_bytes();
-                peer.tell(number, &Message { small, ..Message::with(Kind::Pong, target) }, &[])
+                let worker = self.peers.iter().find(|peer| peer.has_device());
+                let small = worker.map_or(0, |worker| worker.pid.max(1));
+                Ok(Message {
+                    small,
+                    ..Message::with(Kind::Pong, self.target.as_os_str().as_bytes())
+                })
             }
-            (Kind::Attach, _) => self.attach(index, number, message.flag),
+            (Kind::Attach, _) => return self.attach(index, number, message.flag).map(|()| false),
             (Kind::Ready, Some(connection)) if peer.role == Role::Attached => {
-                match connection.answer(message.body) {
-                    Ok((same, note)) => self.begin(index, number, same, &note),
-                    Err(error) => {
-                        let why = format!("the kernel refused the answer to INIT: {error}");
-                        peer.refuse(number, &error, &why)
-                    }
-                }
+                connection.answer(message.body).map(|(flag, note)| {
+                    peer.turn(Role::Worker);
+                    self.alone_since = None;
+                    say(format_args!("process {} serves the mount {note}", peer.pid));
+                    Message { flag, ..Message::with(Kind::Begin, note.as_bytes()) }
+                })
             }
             (Kind::Register, Some(connection)) => {
                 let device = connection.device.as_fd();
-                let make = || {
-                    let file = beside.first().ok_or(Errno::BADF)?;
-                    device::open_backing(device, file.as_fd())
-                };
-                match connection.registrations.register(message.large, make) {
-                    Ok(small) => {
-                        let registered = Message { small, ..Message::of(Kind::Registered) };
-                        peer.tell(number, &registered, &[])
-                    }
-                    Err(error) => peer.refuse(number, &error, ""),
-                }
+                let file = beside.first().ok_or_else(|| Errno::BADF.into());
+                let make = || file.and_then(|file| device::open_backing(device, file.as_fd()));
+                let registered = connection.registrations.register(message.large, make);
+                registered.map(|small| Message { small, ..Message::of(Kind::Registered) })
             }
             (Kind::Release, Some(connection)) => {
                 if connection.registrations.release(message.small) {
                     // It fails only for a number that the kernel does not know.
                     let _ = device::close_backing(connection.device.as_fd(), message.small);
                 }
-                peer.tell(number, &Message::of(Kind::Done), &[])
+                Ok(Message::of(Kind::Done))
             }
             (Kind::Inherited, Some(connection)) => {
-                let entries = connection.registrations.from(message.large);
-                peer.tell(number, &Message::page(entries), &[])
+                Ok(Message::page(connection.registrations.from(message.large)))
             }
-            (Kind::Unmount, Some(connection)) => match connection.unmount(message.flag) {
-                Ok(()) => {
-                    peer.tell(number, &Message::of(Kind::Done), &[])?;
-                    return Ok(true);
-                }
-                Err(error) => peer.refuse(number, &error, ""),
-            },
-            _ => peer.refuse(number, &Errno::INVAL.into(), "this is not for this holder now"),
-        }?;
-        Ok(false)
+            (Kind::Unmount, Some(connection)) => {
+                connection.unmount(message.flag).map(|()| Message::of(Kind::Done))
+            }
+            _ => Err(Errno::INVAL.into()),
+        };
+        let gone = kind == Kind::Unmount && answer.is_ok();
+        let peer = &self.peers[index];
+        match answer {
+            Ok(answer) => peer.tell(number, &answer, &[])?,
+            Err(error) => {
+                peer.refuse(number, &error, &format!("refused by the holder: {error}"))?
+            }
+        }
+        Ok(gone)
     }
 
     /// Lets a peer serve the mount, or makes it wait for the one that does.
@@ -328,15 +322,6 @@ impl Holder {
         Ok(())
     }
 
-    /// Lets a worker read.
-    fn begin(&mut self, index: usize, number: u32, flag: bool, note: &str) -> io::Result<()> {
-        let peer = &mut self.peers[index];
-        peer.turn(Role::Worker);
-        self.alone_since = None;
-        say(format_args!("process {} serves `{}` {note}", peer.pid, self.target.display()));
-        peer.tell(number, &Message { flag, ..Message::with(Kind::Begin, note.as_bytes()) }, &[])
-    }
-
     /// Drops a peer. If it had the device, what it had taken is sent again, and who waits for it to
     /// leave is served.
     fn lose(&mut self, index: usize) {
@@ -357,20 +342,16 @@ impl Holder {
         if let Some(connection) = &mut self.connection {
             connection.resend();
         }
-        while self.is_alone()
-            && let Some((index, question)) = self.newcomer()
-        {
-            if self.serve(index, question).is_err() {
-                self.peers.remove(index);
+        while self.is_alone() {
+            let newcomer = self.peers.iter().enumerate().find_map(|(at, peer)| match peer.role {
+                Role::Newcomer { question } => Some((at, question)),
+                _ => None,
+            });
+            let Some((at, question)) = newcomer else { return };
+            if self.serve(at, question).is_err() {
+                self.peers.remove(at);
             }
         }
-    }
-
-    fn newcomer(&self) -> Option<(usize, u32)> {
-        self.peers.iter().enumerate().find_map(|(index, peer)| match peer.role {
-            Role::Newcomer { question } => Some((index, question)),
-            _ => None,
-        })
     }
 
     /// Does what is due.
@@ -386,20 +367,12 @@ impl Holder {
                 self.lose(index);
                 continue;
             }
+            // If that fails, the newcomer waits until it gives up: two that read would both answer.
             let killed = kill(peer.pid);
             say(format_args!("process {} does not leave; killing it: {killed:?}", peer.pid));
             peer.turn(Role::Leaving);
-            if let Err(error) = killed {
-                // Two that read would both answer.
-                let why = format!("process {} does not leave; end it first", peer.pid);
-                peer.turn(Role::Worker);
-                while let Some((index, question)) = self.newcomer() {
-                    // It goes in any case.
-                    let _ = self.peers.remove(index).refuse(question, &error, &why);
-                }
-            }
         }
-        if self.patience_ends().is_some_and(|end| now >= end) {
+        if self.is_impatient() && self.connection.as_ref().is_some_and(|c| !c.is_begun()) {
             // A connection that no worker has begun cannot refuse either: those who wait for it
             // are let go by unmounting, and it is mounted again for the worker that comes.
             say(format_args!("no worker came in time; `{}` is let go", self.target.display()));

@@ -6,11 +6,13 @@
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 
 use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect, recvmsg,
+    sendmsg, socket_with,
 };
 
 /// The first bytes of every message; another version of the protocol begins with others.
@@ -153,6 +155,15 @@ impl Message {
         let message = Self { kind, flag: flag == 1, small: word(12)?, large, body: body.to_vec() };
         header.starts_with(&MAGIC).then_some((word(8)?, message))
     }
+}
+
+/// A connection to the holder that listens at a path.
+pub(crate) fn connect_to(path: &Path) -> io::Result<OwnedFd> {
+    let address = SocketAddrUnix::new(path)?;
+    let socket =
+        socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+    connect(&socket, &address)?;
+    Ok(socket)
 }
 
 /// Sends a packet with descriptors beside it; it never waits (EAGAIN).

@@ -123,9 +123,15 @@ impl Drop for Joined {
 /// Asks to serve, and takes what is offered.
 fn offer(link: &Link, take_over: bool) -> Result<([u8; 16], Offer), MountError> {
     let (pong, _) = asked(link, &Message::of(Kind::Ping), Kind::Pong, ANSWER_WITHIN)?;
-    let target = OsString::from_vec(pong.body).into();
+    let (serving, target) = (pong.small, OsString::from_vec(pong.body).into());
     let attach = Message { flag: take_over, ..Message::of(Kind::Attach) };
-    let (attached, devices) = asked(link, &attach, Kind::Attached, ATTACH_WITHIN)?;
+    let attached = asked(link, &attach, Kind::Attached, ATTACH_WITHIN);
+    let (attached, devices) = attached.map_err(|error| {
+        if take_over && serving != 0 {
+            return MountError::Refused(format!("taking over from process {serving}: {error}"));
+        }
+        error
+    })?;
     let (id, init) =
         attached.body.split_first_chunk().ok_or_else(|| failed(Errno::PROTO.into()))?;
     Ok((*id, Offer { target, init: init.to_vec(), devices }))

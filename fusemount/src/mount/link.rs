@@ -16,8 +16,8 @@ use rustix::io::Errno;
 use rustix::net::{RecvFlags, Shutdown, shutdown};
 use tokio::sync::watch;
 
+use crate::holder::peer;
 use crate::holder::wire::{self, Kind, Message};
-use crate::holder::{connect_to, peer};
 
 /// Answers that nobody has taken yet: one, and those that came too late.
 const MAX_ANSWERS: usize = 4;
@@ -58,7 +58,7 @@ impl Link {
     pub(super) fn open(path: &Path, lost: impl FnOnce() + Send + 'static) -> io::Result<Arc<Self>> {
         let (answering, answers) = sync_channel(MAX_ANSWERS);
         let link = Arc::new(Self {
-            socket: connect_to(path)?,
+            socket: wire::connect_to(path)?,
             turn: Mutex::new(Turn { number: 0, answers }),
             state: watch::Sender::new(State::default()),
         });

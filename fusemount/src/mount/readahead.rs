@@ -7,8 +7,11 @@ use std::fs;
 /// The kernel's own readahead for a new mount, in KiB.
 const DEFAULT_KIB: u32 = 128;
 
-/// Sets how far the kernel reads ahead. An error is a sentence for a person.
+/// Sets how far the kernel reads ahead; 0 leaves it alone. An error is a sentence for a person.
 pub(crate) fn raise(device: Option<&str>, kib: u32) -> Result<(), String> {
+    if kib == 0 {
+        return Ok(());
+    }
     let Some(device) = device else {
         return Err("read-ahead was not raised: the mount is not in the mount table".to_owned());
     };
