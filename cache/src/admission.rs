@@ -44,7 +44,7 @@ pub(crate) enum Verdict {
 }
 
 /// What the policy knows of one set, and did.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
 pub struct SetReport {
     /// The store's number.
     pub store_id: u64,
@@ -660,7 +660,8 @@ impl Admission {
         let quiet_bytes = self.quiet_bytes();
         self.review_at = (self.uses + REVIEW_EVERY, self.now_bytes + quiet_bytes / 2);
         self.largest_for = 0;
-        self.promised_bytes = 0;
+        // Of what was admitted, some is never written; the rest is inserted before it is forgotten here.
+        self.promised_bytes /= 2;
         self.idle.clear();
         self.stale.clear();
         self.idle_bytes = 0;
