@@ -138,8 +138,12 @@ pub(crate) struct Admission {
     promised_bytes: u64,
     largest: Option<(Party, u64)>,
     largest_for: u32,
-    /// Who gives up room to a smaller set, and until when.
+    /// Of the sets that rest, the one whose objects are used least often, and the bytes between two uses.
+    least: Option<(u16, u64)>,
+    /// Who gives up room to another set, and until when.
     giver: Option<(Party, u64)>,
+    /// Bytes that it was asked for and that were not evicted yet.
+    owed_bytes: u64,
     steps: u64,
 }
 
@@ -168,7 +172,9 @@ impl Admission {
             promised_bytes: 0,
             largest: None,
             largest_for: 0,
+            least: None,
             giver: None,
+            owed_bytes: 0,
             steps: 0,
         }
     }
@@ -220,7 +226,7 @@ impl Admission {
         set.clock += 1;
         set.counts.uses += 1;
         let horizon = fit.saturating_mul(HORIZON).max(1_024);
-        let before = set.reuse.observe(item, bytes, set.clock, horizon);
+        let before = set.reuse.observe(item, bytes, set.clock, self.now_bytes, horizon);
         set.repeated_since |= before.is_some_and(|before| before >= set.active_since);
         if came_back {
             self.sets.came_back(number, waited_bytes);
@@ -372,8 +378,9 @@ impl Admission {
             self.promised_bytes += bytes;
             return true;
         }
-        if needy.is_some() {
-            self.giver = needy.map(|who| (who, until));
+        if let Some(who) = needy.or_else(|| self.worth_less(number)) {
+            self.giver = Some((who, until));
+            self.owed_bytes = self.owed_bytes.saturating_add(bytes).min(self.capacity_bytes);
             return true;
         }
         me == Party::Pool && self.small.len + self.main.len > 0
@@ -417,6 +424,18 @@ impl Admission {
         let side_by_side = largest_used_at_bytes > set.active_since_bytes + quiet_bytes / 4;
         (deserves && side_by_side && largest != me && self.held(me) + slack < held)
             .then_some(largest)
+    }
+
+    /// A set that is not being read now and of which every object is used less than half as often as
+    /// those of this one, in bytes of everybody.
+    fn worth_less(&self, number: u16) -> Option<Party> {
+        let (least, its_gap_bytes) = self.least?;
+        let set = self.sets.get(number);
+        let gap_bytes = set.reuse.gap_bytes()?;
+        let is_away = self.sets.get(least).used_at_bytes < set.active_since_bytes;
+        let holds = self.sets.get(least).kept.len > 0;
+        (holds && is_away && least != number && gap_bytes < its_gap_bytes / 2)
+            .then_some(Party::Set(least))
     }
 
     fn largest(&mut self) -> Option<(Party, u64)> {
@@ -497,6 +516,12 @@ impl Admission {
     }
 
     fn forced_place(&mut self) -> Option<Place> {
+        if let Some((giver, _)) = self.giver.filter(|_| self.owed_bytes > 0)
+            && let Some(place) = self.place_of(giver)
+        {
+            self.owed_bytes = self.owed_bytes.saturating_sub(self.all.at(place).bytes.max(1));
+            return Some(place);
+        }
         let party = self.largest().map(|(party, _)| party);
         let first = party.and_then(|party| self.place_of(party));
         first.or_else(|| self.pool_place()).or_else(|| self.any_place())
@@ -666,6 +691,8 @@ impl Admission {
         self.stale.clear();
         self.idle_bytes = 0;
         self.pool_weight = 0;
+        self.least = None;
+        self.owed_bytes /= 2;
         let numbers: Vec<u16> = self.sets.roots().collect();
         self.steps += numbers.len() as u64;
         for number in numbers {
@@ -683,8 +710,16 @@ impl Admission {
             if activity == Activity::Idle {
                 self.idle_bytes += set.kept.bytes;
                 self.idle.push(number);
-            } else if self.stale_place(number).is_some() {
+                continue;
+            }
+            if self.stale_place(number).is_some() {
                 self.stale.push(number);
+            }
+            // One that is away longer than usual is used less often than it was.
+            let pause_bytes = self.now_bytes.saturating_sub(set.used_at_bytes);
+            let gap_bytes = set.reuse.gap_bytes().unwrap_or(0).max(pause_bytes);
+            if activity == Activity::Resting && self.least.is_none_or(|(_, most)| gap_bytes > most) {
+                self.least = Some((number, gap_bytes));
             }
         }
         let sets = &self.sets;

@@ -188,6 +188,7 @@ impl Cache {
             memory: self.shared.blocks.memory(),
             disk: self.shared.blocks.disk(),
             disk_state: self.shared.blocks.disk_state(),
+            files: self.shared.files.as_ref().map(|files| files.stats()),
             hits: metrics.hits.get(),
             misses: metrics.misses.get(),
             dropped: Metrics::by_label(&metrics.dropped),
@@ -225,10 +226,20 @@ impl Cache {
         if let Some(disk) = &disk {
             metrics.tier_size.with_label_values(&["disk"]).set(disk.bytes.cast_signed());
         }
-        let largest = disk.unwrap_or(memory);
-        metrics.size.set(largest.bytes.cast_signed());
-        let capacity = largest.capacity_bytes.max(1) as f64;
-        metrics.utilization.set(largest.bytes as f64 / capacity);
+        // Both disk tiers have one capacity, which files can use all of.
+        let (mut bytes, mut capacity_bytes) = {
+            let largest = disk.unwrap_or(memory);
+            (largest.bytes, largest.capacity_bytes)
+        };
+        if let (Some(files), Some(configured)) = (&self.shared.files, &self.shared.config.disk) {
+            let files = files.stats();
+            metrics.tier_size.with_label_values(&["files"]).set(files.bytes.cast_signed());
+            metrics.tier_up.with_label_values(&["files"]).set(i64::from(files.state.up));
+            bytes += files.bytes;
+            capacity_bytes = configured.capacity_bytes;
+        }
+        metrics.size.set(bytes.cast_signed());
+        metrics.utilization.set(bytes as f64 / capacity_bytes.max(1) as f64);
     }
 
     /// Waits until everything that was fetched is on disk.

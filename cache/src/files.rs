@@ -15,6 +15,7 @@ mod journal;
 mod kernel;
 mod open;
 mod part;
+mod promotion;
 mod room;
 mod suspicion;
 #[cfg(test)]
@@ -25,7 +26,7 @@ use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock, Weak};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -35,11 +36,11 @@ use store::{CopyFate, LocalCopy, NoCopy};
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::{Instant, timeout};
 
-use crate::admission::{Admission, Item, SetId, Verdict};
-use crate::blocks::Directory;
-use crate::stats::TierState;
-use crate::version::{BlockKey, Version};
 use crate::Metrics;
+use crate::admission::{Admission, Item, SetId, Verdict};
+use crate::blocks::{BlockCache, Directory};
+use crate::stats::{FileTierStats, TierState};
+use crate::version::{BlockKey, Version};
 use check::Checkers;
 use homes::Homes;
 use identity::Identity;
@@ -53,6 +54,10 @@ const MAX_PARTS: usize = 4096;
 
 /// Threads that write parts at once: what keeps an NVMe busy.
 const WRITERS: usize = 4;
+
+/// A block within so many bytes of an object's start begins its part: what one reader has in flight when
+/// it begins to read. Reads at random fetch no whole blocks.
+const START_BYTES: u64 = 32 << 20;
 
 /// The queue of blocks that wait to be written counts in this unit, because a semaphore counts in 32
 /// bits.
@@ -184,6 +189,8 @@ pub(crate) struct FileTier {
     /// Until when nothing is written, and why.
     paused: Mutex<Option<(Instant, String)>>,
     closed: std::sync::atomic::AtomicBool,
+    /// Where blocks may be that need not be fetched for a part.
+    source: OnceLock<Weak<dyn BlockCache>>,
     unique: AtomicU64,
     /// Journal entries that a crash of the machine may lose.
     unsynced: AtomicU64,
@@ -220,13 +227,15 @@ impl FileTier {
             return Route::Blocks;
         }
         let (from, run) = ledger.homes.brought(id, index, bytes);
-        if index != 0 && run < self.terms.sequential_bytes {
+        // The GETs of one reader end in any order: whatever comes first of its first window begins it.
+        let begins = u64::from(index) * self.terms.block_bytes < START_BYTES;
+        if !begins && run < self.terms.sequential_bytes {
             let refused = ledger.homes.is_refused(id);
             return if refused { self.refuse("retained") } else { Route::Blocks };
         }
         match self.begin(&mut ledger, object) {
             Some(part) => {
-                part.begin_at(from);
+                part.begin_at(from.max(index));
                 Route::Part(self.place(part, index))
             }
             None => self.refuse("retained"),
@@ -413,7 +422,7 @@ impl FileTier {
                     self.suspect(object);
                     return Err(NoCopy::Suspect);
                 }
-                Lookup::Part(_) | Lookup::Absent => return Err(NoCopy::Incomplete),
+                Lookup::Absent => return Err(NoCopy::Incomplete),
             }
         };
         self.metrics.file_opens.inc();
@@ -440,15 +449,17 @@ impl FileTier {
 
     /// The file of a version to hand on, or why there is none. Returns also whether somebody should
     /// complete it: it was opened again.
-    pub(crate) fn copy(self: &Arc<Self>, object: &Arc<Version>) -> Result<LocalCopy, (NoCopy, bool)> {
+    pub(crate) fn copy(
+        self: &Arc<Self>,
+        object: &Arc<Version>,
+    ) -> Result<LocalCopy, (NoCopy, bool)> {
         {
             let mut ledger = self.ledger.lock();
-            if ledger.index.get(object).is_none() {
-                if !self.qualifies(object.meta.size, &ledger) {
-                    return Err((NoCopy::Small, false));
-                }
+            if ledger.index.get(object).is_none() && !self.qualifies(object.meta.size, &ledger) {
+                return Err((NoCopy::Small, false));
             }
-            let whole = ledger.index.get(object).is_some_and(|e| matches!(e.state, State::Whole(_)));
+            let whole =
+                ledger.index.get(object).is_some_and(|e| matches!(e.state, State::Whole(_)));
             if !whole {
                 let again = ledger.homes.opened(object.id()) > 1;
                 return Err((NoCopy::Incomplete, again && self.is_up()));
@@ -502,6 +513,40 @@ impl FileTier {
     /// What the configuration says of a store's objects.
     pub(crate) fn pin(&self, store: u64, retention: crate::Retention) {
         self.ledger.lock().admission.pin(store, retention);
+    }
+
+    /// The tier's numbers. Brings its gauges up to date.
+    pub(crate) fn stats(&self) -> FileTierStats {
+        let (files, parts, bytes, capacity_bytes, suspect, sets) = {
+            let ledger = self.ledger.lock();
+            let index = &ledger.index;
+            let high = ledger.budget.high_bytes;
+            let sets = ledger.admission.report();
+            (index.files(), index.parts(), index.bytes(), high, ledger.checking.len() as u64, sets)
+        };
+        let metrics = &self.metrics;
+        metrics.files.set(files.cast_signed());
+        metrics.file_parts.set(parts.cast_signed());
+        metrics.file_size.set(bytes.cast_signed());
+        metrics.file_capacity.set(capacity_bytes.cast_signed());
+        FileTierStats {
+            state: self.state(),
+            file_system: self.file_system.clone(),
+            stacked: self.stacked,
+            files,
+            parts,
+            bytes,
+            capacity_bytes,
+            published: metrics.file_published.get(),
+            written_bytes: metrics.file_written.get(),
+            promoted_bytes: metrics.file_promoted.get(),
+            evictions: metrics.file_evictions.get(),
+            refused: Metrics::by_label(&metrics.file_refused),
+            suspect,
+            bad: metrics.file_bad.get(),
+            scrubbed_bytes: metrics.file_scrubbed.get(),
+            sets,
+        }
     }
 
     /// Bytes that files and parts take on disk.

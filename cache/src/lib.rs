@@ -27,5 +27,5 @@ pub use admission::{Activity, Mode, SetReport, Why};
 pub use cache::{Cache, OpenError};
 pub use config::{CacheConfig, DiskConfig, FilesConfig, Immutable, Retention, StorePolicy};
 pub use metrics::Metrics;
-pub use stats::{FetchStats, PrefetchStats, Stats, TierState, TierStats};
+pub use stats::{FetchStats, FileTierStats, PrefetchStats, Stats, TierState, TierStats};
 pub use stored::{CachedStore, Warmed};

@@ -16,6 +16,8 @@ pub struct Stats {
     pub disk: Option<TierStats>,
     /// Whether the disk tier runs, where one is configured.
     pub disk_state: Option<TierState>,
+    /// Whole objects as files, where they are kept so.
+    pub files: Option<FileTierStats>,
     /// Blocks that readers found in any tier.
     pub hits: u64,
     /// Blocks that readers needed from an origin.
@@ -51,6 +53,45 @@ pub struct TierStats {
     pub evictions: u64,
     /// Bytes waiting to be written.
     pub waiting_bytes: u64,
+}
+
+/// Whole objects as files.
+#[derive(Debug, Clone, Serialize)]
+pub struct FileTierStats {
+    /// Whether the tier takes objects. What it has is served all the same.
+    pub state: TierState,
+    /// The file system below the cache, such as `ext4`.
+    pub file_system: String,
+    /// True where that is stacked on another one (an overlay): the kernel then refuses its files for
+    /// passthrough.
+    pub stacked: bool,
+    /// Objects that lie whole.
+    pub files: u64,
+    /// Objects that are becoming files.
+    pub parts: u64,
+    /// Bytes on disk of both.
+    pub bytes: u64,
+    /// Bytes that they may take now: the high water less what blocks and indexes take, and less what
+    /// the file system needs.
+    pub capacity_bytes: u64,
+    /// Objects that became files.
+    pub published: u64,
+    /// Bytes written to files.
+    pub written_bytes: u64,
+    /// Bytes of them that were copied from blocks that were here already.
+    pub promoted_bytes: u64,
+    /// Files that made room for others.
+    pub evictions: u64,
+    /// Objects that did not become files, by reason.
+    pub refused: BTreeMap<String, u64>,
+    /// Files that are being verified because of a doubt.
+    pub suspect: u64,
+    /// Files that did not hold what they should, and were removed.
+    pub bad: u64,
+    /// Bytes that the scrubber verified.
+    pub scrubbed_bytes: u64,
+    /// What admission knows of each data set.
+    pub sets: Vec<crate::SetReport>,
 }
 
 /// Whether a tier takes and serves blocks.

@@ -3,7 +3,7 @@
 //! Invariant: a block that an origin sent goes to the disk once, to the block tier or to the part of a
 //! file, and is found in whichever has it. Where the file tier is off this is the block tier.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -60,7 +60,12 @@ impl TieredBlocks {
             disk.capacity_bytes = share;
         }
         let blocks = HybridBlocks::open_in(&config, metrics, directory, held).await;
-        Ok(Self { blocks: Arc::new(blocks), files })
+        let blocks = Arc::new(blocks);
+        if let Some(files) = &files {
+            let source: Weak<HybridBlocks> = Arc::downgrade(&blocks);
+            files.set_source(source);
+        }
+        Ok(Self { blocks, files })
     }
 
     /// The file tier, where it runs.

@@ -75,7 +75,8 @@ impl SetId {
 }
 
 /// What the policy does with a set.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Mode {
     /// What is resident stays; new objects only into free space.
     Keep,
@@ -84,7 +85,8 @@ pub enum Mode {
 }
 
 /// Why a set is in its mode.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Why {
     /// Too few objects were read twice: evicting would gain nothing that is known.
     NoRepeats,
@@ -97,7 +99,8 @@ pub enum Why {
 }
 
 /// What a set's use says of what it holds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Activity {
     /// It is being read.
     Active,

@@ -107,9 +107,7 @@ impl Directory {
         let wanted = format!("warpdrive-cache {FORMAT} {layout}\n");
         let file = self.path.join(LAYOUT);
         let found = fs::read(&file).ok().map(|raw| String::from_utf8_lossy(&raw).into_owned());
-        let fail = |e: std::io::Error| {
-            format!("cannot prepare `{}`: {e}", self.path.display())
-        };
+        let fail = |e: std::io::Error| format!("cannot prepare `{}`: {e}", self.path.display());
         if found.as_ref() == Some(&wanted) {
             return Ok(None);
         }

@@ -98,9 +98,9 @@ impl HybridBlocks {
         let Some(disk) = &config.disk else {
             return Self::in_memory_alone(config, metrics, None).await;
         };
-        let departures =
-            Departures { metrics: metrics.clone(), final_: AtomicBool::new(false) };
-        let opened = disk::open(config, disk, directory, spare_bytes, Arc::new(departures), metrics);
+        let departures = Departures { metrics: metrics.clone(), final_: AtomicBool::new(false) };
+        let opened =
+            disk::open(config, disk, directory, spare_bytes, Arc::new(departures), metrics);
         match opened.await {
             Ok(opened) => Self::with_disk(opened, metrics),
             Err(reason) => Self::without_disk(config, metrics, reason).await,
@@ -117,11 +117,7 @@ impl HybridBlocks {
         Self::in_memory_alone(config, metrics, Some(reason)).await
     }
 
-    async fn in_memory_alone(
-        config: &CacheConfig,
-        metrics: &Metrics,
-        off: Option<String>,
-    ) -> Self {
+    async fn in_memory_alone(config: &CacheConfig, metrics: &Metrics, off: Option<String>) -> Self {
         let departures = Departures { metrics: metrics.clone(), final_: AtomicBool::new(true) };
         let departures = Arc::new(departures);
         let engine = disk::open_memory(config, departures)

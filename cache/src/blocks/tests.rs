@@ -12,7 +12,9 @@ use store::{ByteRange, ETag, ErrorKind, ObjectKey, ObjectMeta, StoreExt};
 
 use super::{BlockCache, HybridBlocks};
 use crate::version::{BlockKey, Version};
-use crate::{Cache, CacheConfig, CachedStore, DiskConfig, Metrics, OpenError, StorePolicy};
+use crate::{
+    Cache, CacheConfig, CachedStore, DiskConfig, FilesConfig, Metrics, OpenError, StorePolicy,
+};
 
 const MIB: u64 = 1 << 20;
 
@@ -38,7 +40,11 @@ pub(super) fn on(path: &Path, block: u64, memory: u64, disk: u64) -> CacheConfig
         block_bytes: block,
         memory_bytes: memory,
         max_fetch_bytes: 4 * block,
-        disk: Some(DiskConfig::new(path, disk)),
+        // What is tested here is what blocks do.
+        disk: Some(DiskConfig {
+            files: FilesConfig { enabled: false, ..FilesConfig::default() },
+            ..DiskConfig::new(path, disk)
+        }),
         ..CacheConfig::default()
     }
 }

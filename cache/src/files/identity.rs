@@ -26,7 +26,8 @@ impl Identity {
     /// `None` for a version whose key is too long to be one.
     pub(super) fn of(version: &Version) -> Option<Self> {
         let (key, etag) = (version.key.as_str(), version.etag().as_str());
-        let modified_nanos = match version.meta.last_modified.duration_since(SystemTime::UNIX_EPOCH) {
+        let modified_nanos = match version.meta.last_modified.duration_since(SystemTime::UNIX_EPOCH)
+        {
             Ok(since) => i64::try_from(since.as_nanos()).unwrap_or(i64::MAX),
             Err(before) => i64::try_from(before.duration().as_nanos()).map_or(i64::MIN, |n| -n),
         };

@@ -65,11 +65,13 @@ pub(super) enum Lookup {
     /// It is open.
     Open(Arc<WholeFile>),
     /// It is there, under this name, and has to be opened.
-    Closed { unique: u64, fate: Arc<CopyFate> },
+    Closed {
+        unique: u64,
+        fate: Arc<CopyFate>,
+    },
     /// It has to be verified first.
     Suspect,
-    /// There is a part.
-    Part(Arc<Part>),
+    /// There is none, or a part.
     Absent,
 }
 
@@ -95,11 +97,6 @@ impl Index {
 
     pub(super) fn by_id(&self, id: u64) -> Option<&Entry> {
         self.entries.get(&id)
-    }
-
-    /// True where another version, or this one, has this one's place.
-    pub(super) fn is_taken(&self, id: u64) -> bool {
-        self.entries.contains_key(&id)
     }
 
     /// Adds an entry in a place that is free.
@@ -159,7 +156,7 @@ impl Index {
         let entry = self.entries.get_mut(&version.id()).filter(|e| e.identity.is(version));
         let Some(entry) = entry else { return Lookup::Absent };
         match &mut entry.state {
-            State::Part(part) => Lookup::Part(Arc::clone(part)),
+            State::Part(_) => Lookup::Absent,
             State::Whole(whole) if whole.suspect => Lookup::Suspect,
             State::Whole(whole) => {
                 whole.used = true;
@@ -172,7 +169,12 @@ impl Index {
     }
 
     /// Keeps a file open. Returns those that are closed for it, to be dropped outside of any lock.
-    pub(super) fn keep_open(&mut self, id: u64, unique: u64, file: &Arc<WholeFile>) -> Vec<Arc<WholeFile>> {
+    pub(super) fn keep_open(
+        &mut self,
+        id: u64,
+        unique: u64,
+        file: &Arc<WholeFile>,
+    ) -> Vec<Arc<WholeFile>> {
         let mut closed = Vec::new();
         let Some(whole) = self.whole_mut(id, unique) else { return closed };
         if whole.open.is_some() {

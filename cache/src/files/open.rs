@@ -8,7 +8,7 @@ use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::SystemTime;
 
@@ -22,7 +22,7 @@ use super::index::{Entry, Index, State, Whole};
 use super::journal::{JOURNAL, Journal, Record, replay};
 use super::part::Part;
 use super::room::{self, Budget};
-use super::{FileTier, Ledger, ROOM_UNIT_BYTES, Terms, WRITERS, kernel, parse_name, writer};
+use super::{FileTier, Ledger, ROOM_UNIT_BYTES, Terms, WRITERS, kernel, parse_name, suspicion, writer};
 use crate::admission::{Admission, Item, SetId};
 use crate::blocks::Directory;
 use crate::{CacheConfig, DiskConfig, Metrics};
@@ -41,8 +41,18 @@ const MAX_OPEN: u64 = 4096;
 
 /// What the journal says of one file.
 enum Found {
-    Part { identity: Identity, blocks: Vec<(u32, u64)> },
-    Whole { identity: Identity, allocated: u64, at: u64, durable: bool, suspect: bool, sums: Box<[u64]> },
+    Part {
+        identity: Identity,
+        blocks: Vec<(u32, u64)>,
+    },
+    Whole {
+        identity: Identity,
+        allocated: u64,
+        at: u64,
+        durable: bool,
+        suspect: bool,
+        sums: Box<[u64]>,
+    },
 }
 
 #[derive(Default)]
@@ -123,6 +133,7 @@ impl FileTier {
             tokio::spawn(writer::drive(Arc::clone(&tier), part, job));
         }
         tokio::spawn(room::keep_house(Arc::downgrade(&tier)));
+        tokio::spawn(suspicion::scrub(Arc::downgrade(&tier)));
         let sweeping = Arc::downgrade(&tier);
         // Nobody waits for it: names that are nobody's are never given out.
         drop(tokio::task::spawn_blocking(move || {
@@ -232,6 +243,7 @@ impl FileTier {
             busy: Arc::default(),
             paused: Mutex::default(),
             closed: AtomicBool::new(false),
+            source: OnceLock::new(),
             // No process has given out a name that this one gives out, whatever the clock does: with
             // the version's hash before it, and the nanosecond of the start in it.
             unique: AtomicU64::new(now.as_nanos() as u64),

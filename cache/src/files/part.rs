@@ -70,6 +70,7 @@ pub(super) struct Part {
     pub(super) suspect: bool,
     recorded: AtomicBool,
     finishing: AtomicBool,
+    promoting: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -101,7 +102,12 @@ impl Bits {
 
 impl Part {
     /// A part without a block. `None` for an object with too many blocks to number.
-    pub(super) fn new(object: Arc<Version>, unique: u64, block_bytes: u64, suspect: bool) -> Option<Self> {
+    pub(super) fn new(
+        object: Arc<Version>,
+        unique: u64,
+        block_bytes: u64,
+        suspect: bool,
+    ) -> Option<Self> {
         let count = block_count(block_bytes, object.meta.size)?;
         let state = State {
             sums: vec![0; count as usize],
@@ -125,6 +131,7 @@ impl Part {
             suspect,
             recorded: AtomicBool::new(false),
             finishing: AtomicBool::new(false),
+            promoting: AtomicBool::new(false),
             state: Mutex::new(state),
         })
     }
@@ -170,10 +177,6 @@ impl Part {
     /// All of it is wanted, in whatever order.
     pub(super) fn want_whole(&self) {
         self.state.lock().whole = true;
-    }
-
-    pub(super) fn is_wanted_whole(&self) -> bool {
-        self.state.lock().whole
     }
 
     /// Begins in the middle: blocks near `index` are taken.
@@ -288,6 +291,21 @@ impl Part {
     pub(super) fn absent(&self) -> Vec<u32> {
         let state = self.state.lock();
         (0..self.count).filter(|at| !state.taken.has(*at)).collect()
+    }
+
+    /// The last of them.
+    pub(super) fn last_absent(&self) -> Option<u32> {
+        let state = self.state.lock();
+        (0..self.count).rev().find(|at| !state.taken.has(*at))
+    }
+
+    /// Somebody begins, or ends, to copy blocks in. False where somebody does already.
+    pub(super) fn begins_promotion(&self) -> bool {
+        !self.promoting.swap(true, Ordering::AcqRel)
+    }
+
+    pub(super) fn ends_promotion(&self) {
+        self.promoting.store(false, Ordering::Release);
     }
 
     /// How many blocks are not written.

@@ -67,7 +67,9 @@ impl Budget {
         let mut budget = Self::new(terms);
         // What the file system has left to give beyond its reserve, or has given too much.
         let reserve = terms.min_free_bytes;
-        let most = held.saturating_add(free.saturating_sub(reserve)).saturating_sub(reserve.saturating_sub(free));
+        let most = held
+            .saturating_add(free.saturating_sub(reserve))
+            .saturating_sub(reserve.saturating_sub(free));
         budget.high_bytes = budget.high_bytes.saturating_sub(others).min(most);
         budget.low_bytes = budget.low_bytes.saturating_sub(others).min(budget.high_bytes);
         budget
@@ -97,7 +99,8 @@ impl FileTier {
         let blocks = within(&self.terms.blocks);
         let shards = fs::read_dir(&self.root).into_iter().flatten().flatten();
         // Journals and directories, with the entries that they hold.
-        let own: u64 = shards.map(|entry| allocated(&entry.path())).sum::<u64>() + allocated(&self.root);
+        let own: u64 =
+            shards.map(|entry| allocated(&entry.path())).sum::<u64>() + allocated(&self.root);
         self.others.store(blocks + own, Ordering::Relaxed);
         self.review();
     }
@@ -197,7 +200,12 @@ impl FileTier {
                 }
                 self.metrics.file_evictions.inc();
                 self.metrics.evictions.inc();
-                return Some(Leaving { id, unique, path: self.whole_path(id, unique), bytes: entry.allocated });
+                return Some(Leaving {
+                    id,
+                    unique,
+                    path: self.whole_path(id, unique),
+                    bytes: entry.allocated,
+                });
             }
         }
         if !must {
@@ -245,7 +253,8 @@ impl FileTier {
         let idle = |part: &Arc<Part>| {
             part.idle_since().is_some_and(|since| now.saturating_duration_since(since) >= IDLE)
         };
-        let ids: Vec<u64> = ledger.parts.iter().filter(|(_, p)| idle(p)).map(|(id, _)| *id).collect();
+        let ids: Vec<u64> =
+            ledger.parts.iter().filter(|(_, p)| idle(p)).map(|(id, _)| *id).collect();
         for id in ids {
             ledger.break_promise(id);
         }

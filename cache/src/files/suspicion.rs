@@ -5,13 +5,17 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use super::index::State;
 use super::journal::Record;
 use super::{FileTier, Version, check};
 use crate::admission::Item;
 use crate::version::BlockKey;
+
+/// How often the scrubber reads a piece: often enough to be no burst.
+const SCRUB_PAUSE: Duration = Duration::from_millis(500);
 
 /// What a look at a file found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -122,5 +126,109 @@ impl FileTier {
         }
         self.metrics.file_bad.inc();
         _ = fs::remove_file(self.whole_path(id, unique));
+    }
+}
+
+/// Where the scrubber is.
+#[derive(Default)]
+struct Round {
+    files: Vec<(u64, u64)>,
+    /// The next block of the last of them.
+    block: u32,
+}
+
+/// Reads what lies there, a little at a time, for as long as the tier is there.
+pub(super) async fn scrub(tier: Weak<FileTier>) {
+    let mut round = Round::default();
+    loop {
+        tokio::time::sleep(SCRUB_PAUSE).await;
+        let Some(tier) = tier.upgrade() else { return };
+        let rate = tier.terms.scrub_bytes_per_second;
+        if rate == 0 {
+            return;
+        }
+        let share = (rate as f64 * SCRUB_PAUSE.as_secs_f64()) as u64;
+        let looking = Arc::clone(&tier);
+        let looked = tier.checkers.run(move || {
+            let bad = looking.scrub_some(&mut round, share);
+            (round, bad)
+        });
+        let Some((next, found)) = looked.await else { return };
+        round = next;
+        let settling = move || {
+            for (id, unique, found) in found {
+                tier.settle(id, unique, found);
+            }
+        };
+        if tokio::task::spawn_blocking(settling).await.is_err() {
+            return;
+        }
+    }
+}
+
+impl FileTier {
+    /// Verifies blocks of `bytes` or a little more. Returns what there is to say of files.
+    fn scrub_some(&self, round: &mut Round, bytes: u64) -> Vec<(u64, u64, Found)> {
+        let mut settled = Vec::new();
+        let mut left = bytes;
+        if round.files.is_empty() {
+            let ledger = self.ledger.lock();
+            let whole = ledger.index.iter().filter(|(_, e)| matches!(e.state, State::Whole(_)));
+            round.files = whole.map(|(id, entry)| (id, entry.unique)).collect();
+        }
+        while left > 0 {
+            let Some((id, unique)) = round.files.last().copied() else { break };
+            let held = {
+                let mut ledger = self.ledger.lock();
+                let version = ledger.index.by_id(id).and_then(|entry| entry.identity.version());
+                let whole = ledger.index.whole_mut(id, unique);
+                whole.map(|w| (Arc::clone(&w.sums), w.suspect)).zip(version)
+            };
+            let Some(((sums, suspect), object)) = held else {
+                round.next_file();
+                continue;
+            };
+            let path = self.whole_path(id, unique);
+            let file = match File::open(&path) {
+                Ok(file) => file,
+                Err(error) => {
+                    if error.kind() == io::ErrorKind::NotFound {
+                        settled.push((id, unique, Found::Bad));
+                    }
+                    round.next_file();
+                    continue;
+                }
+            };
+            self.metrics.file_opens.inc();
+            while left > 0 {
+                let Some(sum) = sums.get(round.block as usize) else { break };
+                let range =
+                    crate::span::block_range(round.block, self.terms.block_bytes, object.meta.size);
+                let read = range.end - range.start;
+                let seal = BlockKey::new(&object, round.block).seal();
+                let good = check::cold_block_is_good(&file, range, seal, *sum);
+                self.metrics.file_scrubbed.inc_by(read);
+                left = left.saturating_sub(read);
+                round.block += 1;
+                if !good.unwrap_or(false) {
+                    settled.push((id, unique, Found::Bad));
+                    round.block = u32::MAX;
+                }
+            }
+            if round.block as usize >= sums.len() {
+                if suspect && round.block != u32::MAX {
+                    settled.push((id, unique, Found::Good));
+                }
+                round.next_file();
+            }
+        }
+        settled
+    }
+}
+
+impl Round {
+    fn next_file(&mut self) {
+        self.files.pop();
+        self.block = 0;
     }
 }

@@ -12,7 +12,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use super::index::{State, Whole};
+use super::index::Whole;
 use super::journal::Record;
 use super::open::PARTS;
 use super::part::{Part, Step, Waiting};
@@ -37,24 +37,23 @@ const WRONG_TAGS: u64 = 4;
 
 /// Writes what waits in a part, and publishes it when it is complete.
 pub(super) async fn drive(tier: Arc<FileTier>, part: Arc<Part>, job: Job) {
-    let Ok(_turn) = tier.writers.acquire().await else { return };
+    let Ok(turn) = tier.writers.acquire().await else { return };
     let work = {
         let (tier, part) = (Arc::clone(&tier), Arc::clone(&part));
         tokio::task::spawn_blocking(move || tier.write_out(&part))
     };
-    drop_turn_and_finish(&tier, &part, work.await.unwrap_or(false), _turn).await;
+    let complete = work.await.unwrap_or(false);
+    drop(turn);
+    after(&tier, &part, complete).await;
     drop(job);
 }
 
-async fn drop_turn_and_finish(
-    tier: &Arc<FileTier>,
-    part: &Arc<Part>,
-    complete: bool,
-    turn: tokio::sync::SemaphorePermit<'_>,
-) {
-    drop(turn);
+/// What follows when a thread has written what there was.
+async fn after(tier: &Arc<FileTier>, part: &Arc<Part>, complete: bool) {
     if complete {
         tier.finish(part).await;
+    } else {
+        tier.promote(part).await;
     }
 }
 
@@ -211,7 +210,8 @@ impl FileTier {
     async fn finish(self: &Arc<Self>, part: &Arc<Part>) {
         let store = part.object.store;
         let md5 = part.object.etag().md5_hex().map(str::to_ascii_lowercase);
-        let md5 = md5.filter(|_| !self.ledger.lock().tags.get(&store).is_some_and(|t| t.mean_nothing()));
+        let md5 =
+            md5.filter(|_| !self.ledger.lock().tags.get(&store).is_some_and(|t| t.mean_nothing()));
         if md5.is_some() || part.suspect {
             let (tier, checked) = (Arc::clone(self), Arc::clone(part));
             let verdict = self.checkers.run(move || tier.check_part(&checked, md5.as_deref()));
@@ -276,7 +276,9 @@ impl FileTier {
         tags.wrong += 1;
         let nothing = tags.mean_nothing();
         if nothing && tags.wrong == WRONG_TAGS {
-            tracing::info!("the tags of a store look like MD5s and are none: files are verified without them");
+            tracing::info!(
+                "the tags of a store look like MD5s and are none: files are verified without them"
+            );
         }
         nothing
     }
@@ -288,7 +290,8 @@ impl FileTier {
         let Some(identity) = super::Identity::of(object) else { return Ok(()) };
         let metadata = fs::metadata(self.part_path(id, unique))?;
         if metadata.len() != object.meta.size {
-            let context = format!("a part has {} bytes, expected {}", metadata.len(), object.meta.size);
+            let context =
+                format!("a part has {} bytes, expected {}", metadata.len(), object.meta.size);
             return Err(io::Error::other(context));
         }
         let allocated = metadata.blocks() * 512;
@@ -388,11 +391,6 @@ impl super::Ledger {
     pub(super) fn forget_part(&mut self, id: u64) {
         self.parts.remove(&id);
         self.break_promise(id);
-    }
-
-    /// Changes `state` of a file from whatever it is, where it is still the one that was looked at.
-    pub(super) fn is_still(&self, id: u64, unique: u64) -> bool {
-        self.index.by_id(id).is_some_and(|e| e.unique == unique && matches!(e.state, State::Whole(_)))
     }
 }
 

@@ -58,11 +58,19 @@ impl CachedStore {
             files.want_whole(&object);
         }
         let mut resident_bytes = self.resident_bytes(&object, true).await;
+        if let Some(files) = self.shared.files.as_ref().filter(|_| resident_bytes == size) {
+            // All of it is here, some of it perhaps as blocks.
+            files.gather(&object).await;
+            files.flush().await;
+        }
         for _ in 0..ROUNDS {
             if resident_bytes == size {
                 break;
             }
             fetched_bytes += fill(&self.shared, &self.origin, &object, count).await?;
+            if let Some(files) = &self.shared.files {
+                files.gather(&object).await;
+            }
             self.shared.blocks.flush().await;
             resident_bytes = self.resident_bytes(&object, true).await;
         }
@@ -104,7 +112,9 @@ impl CachedStore {
             }
             if let Err(error) = fill(&store.shared, &store.origin, &object, count).await {
                 tracing::debug!(key = %object.key, %error, "an object was not completed");
+                return;
             }
+            files.gather(&object).await;
         });
     }
 

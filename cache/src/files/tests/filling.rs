@@ -11,6 +11,13 @@ async fn what_is_read_whole_becomes_a_file_and_each_byte_is_written_once() {
     assert_eq!(rig.copy("k").await.unwrap_err(), NoCopy::Incomplete);
     assert_eq!(rig.full("k").await, bytes);
     rig.cache.flush().await;
+    println!(
+        "{:?} refused {:?} dropped {:?} written {}",
+        rig.copy("k").await.err(),
+        Metrics::by_label(&rig.metrics().file_refused),
+        Metrics::by_label(&rig.metrics().dropped),
+        rig.metrics().file_written.get()
+    );
     let copy = rig.copy("k").await.unwrap();
     assert_eq!(all_of(&copy.file), bytes);
     assert_eq!(rig.metrics().file_published.get(), 1);
