@@ -58,8 +58,9 @@ const MAX_DEFERRED_BYTES: usize = 64 << 10;
 /// How long a disk that took nothing is left alone.
 const RETRY_EVERY: Duration = Duration::from_millis(200);
 
-/// How long the worker before may take to end: the kernel closes its files one by one.
-const LOCK_PATIENCE: Duration = Duration::from_secs(1);
+/// How long the worker before may take to end: the kernel closes its files one by one. After that it
+/// is left behind with its file, which is as safe, and costs writing another one.
+const LOCK_PATIENCE: Duration = Duration::from_millis(50);
 
 /// Pieces in which a journal is read and copied.
 const PIECE_BYTES: usize = 1 << 20;
@@ -109,7 +110,7 @@ impl Default for Past {
 
 impl Journal {
     /// Opens the journal of a mount in a directory, which is made if need be. That of another mount
-    /// is replaced. It may wait a second for the worker before to end.
+    /// is replaced. It may wait a moment for the worker before to end.
     ///
     /// Errors are those of the file system: a mount can do without a journal.
     pub(crate) fn open(directory: &Path, mount: u128) -> io::Result<(Self, Past)> {

@@ -11,6 +11,8 @@ mod child;
 mod harness;
 #[path = "kernel/holder.rs"]
 mod holder;
+#[path = "kernel/journal.rs"]
+mod journal;
 #[path = "kernel/lifecycle.rs"]
 mod lifecycle;
 #[path = "kernel/outage.rs"]

@@ -27,8 +27,8 @@ use crate::harness::{Detached, Mounted, bucket, can_mount, pattern};
 const MIB: usize = 1 << 20;
 
 /// Of what the store has, and of what local files have.
-const FROM_STORE: u64 = 1;
-const FROM_FILE: u64 = 2;
+pub(crate) const FROM_STORE: u64 = 1;
+pub(crate) const FROM_FILE: u64 = 2;
 
 /// A cache of whole files that does what it is told.
 #[derive(Debug)]
@@ -45,10 +45,24 @@ impl Copies {
     /// From now on there is a copy with these bytes.
     pub(crate) fn complete(&self, key: &str, bytes: &[u8]) {
         let path = self.dir.join(key.replace('/', "_"));
-        let _ = std::fs::remove_file(&path);
-        std::fs::write(&path, bytes).unwrap();
+        // By rename, as the cache does it: who is killed leaves whole files.
+        let part = self.dir.join(".part");
+        std::fs::write(&part, bytes).unwrap();
+        std::fs::rename(&part, &path).unwrap();
         let copy = LocalCopy { file: Arc::new(File::open(path).unwrap()), fate: Arc::default() };
         self.copies.lock().unwrap().insert(key.to_owned(), copy);
+    }
+
+    /// Whatever files there are become copies.
+    pub(crate) fn adopt(&self) {
+        for entry in std::fs::read_dir(&self.dir).unwrap().map(Result::unwrap) {
+            let file = Arc::new(File::open(entry.path()).unwrap());
+            let key = entry.file_name().into_string().unwrap();
+            if !key.starts_with('.') {
+                let copy = LocalCopy { file, fate: Arc::default() };
+                self.copies.lock().unwrap().insert(key, copy);
+            }
+        }
     }
 
     /// Takes the copy away, and its file. What became of it is to be said by the caller.
@@ -113,7 +127,7 @@ fn wait_for_releases(m: &Mounted) {
     wait_until("every release", || m.metric("warpdrive_fuse_open_files", None) == 0.0);
 }
 
-fn map_shared(file: &File, size: usize) -> &'static [u8] {
+pub(crate) fn map_shared(file: &File, size: usize) -> &'static [u8] {
     // SAFETY: a mapping of a file that nobody writes; it is left to the end of the process.
     unsafe {
         let at = libc::mmap(
@@ -127,6 +141,12 @@ fn map_shared(file: &File, size: usize) -> &'static [u8] {
         assert_ne!(at, libc::MAP_FAILED, "{}", std::io::Error::last_os_error());
         std::slice::from_raw_parts(at.cast::<u8>(), size)
     }
+}
+
+/// Ends a mapping, which nobody may look at any more.
+pub(crate) fn unmap(mapped: &'static [u8]) {
+    // SAFETY: it was made by `map_shared`, and the caller has no other reference to it.
+    assert_eq!(unsafe { libc::munmap(mapped.as_ptr().cast_mut().cast(), mapped.len()) }, 0);
 }
 
 /// Reads whole aligned pages with `O_DIRECT`.
