@@ -8,6 +8,7 @@ use std::time::Duration;
 
 /// How to mount, and how files look.
 #[derive(Debug, Clone)]
+#[allow(clippy::struct_excessive_bools)] // Each is a setting of its own.
 pub struct MountConfig {
     /// An existing directory.
     pub mount_point: PathBuf,

@@ -28,7 +28,7 @@ use server::{Holder, MAX_PEERS};
 pub(crate) use system::{install, peer};
 use wire::connect_to;
 
-/// Mounts, and serves workers until SIGTERM, SIGINT, a worker's request or somebody's `umount`
+/// Mounts, and serves workers until SIGTERM, SIGINT, SIGHUP, a worker's request or an `umount`
 /// ends the mount; then the socket is removed. It handles those signals for the whole process.
 ///
 /// An error is a sentence that says what to do; nothing is mounted then.

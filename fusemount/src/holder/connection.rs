@@ -36,7 +36,7 @@ const IN_HEADER_BYTES: usize = 40;
 /// `FUSE_NOTIFY_RESEND` in `fuse_notify_code`.
 const NOTIFY_RESEND: i32 = 7;
 
-/// FORGET, INTERRUPT and BATCH_FORGET have no answer.
+/// `FORGET`, `INTERRUPT` and `BATCH_FORGET` have no answer.
 const UNANSWERED: [u32; 3] = [2, 36, 42];
 
 /// A mount of this process.

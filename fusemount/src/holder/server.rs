@@ -270,7 +270,7 @@ impl Holder {
         match answer {
             Ok(answer) => peer.tell(number, &answer, &[])?,
             Err(error) => {
-                peer.refuse(number, &error, &format!("refused by the holder: {error}"))?
+                peer.refuse(number, &error, &format!("refused by the holder: {error}"))?;
             }
         }
         Ok(gone)

@@ -1,7 +1,7 @@
 //! System calls that rustix does not have: signal handlers, and who is behind a socket.
 //!
 //! Invariant: a signal that ends a holder is never lost, whichever thread it reaches. It handles
-//! SIGTERM and SIGINT of the whole process, so it is for a process that does nothing but hold.
+//! SIGTERM, SIGINT and SIGHUP of the whole process, so it is for a process that does nothing but hold.
 
 #![allow(unsafe_code)] // That is what such calls take.
 
@@ -21,13 +21,14 @@ extern "C" fn note(_: libc::c_int) {
     unsafe { libc::write(OUT.load(Ordering::Relaxed), (&raw const byte).cast(), 1) };
 }
 
-/// A descriptor that becomes readable with the first SIGTERM or SIGINT.
+/// A descriptor that becomes readable with the first SIGTERM, SIGINT or SIGHUP.
 pub(super) fn ending() -> io::Result<OwnedFd> {
     let (read, write) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
     // Kept open for good: the handler stays.
     OUT.store(write.as_raw_fd(), Ordering::Relaxed);
     let _ = write.into_raw_fd();
-    for signal in [libc::SIGTERM, libc::SIGINT] {
+    // The last comes when a terminal is closed.
+    for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
         install(signal, note, libc::SA_RESTART)?;
     }
     Ok(read)

@@ -35,7 +35,7 @@ pub(crate) fn clear_mount_point(
             MountPointState::Busy(what) => format!(
                 "mount point `{shown}` is in use by {what}; stop that, or name another mount point"
             ),
-            MountPointState::Stale if !force && !(force_own && is_own(mount_point)) => format!(
+            MountPointState::Stale if !(force || (force_own && is_own(mount_point))) => format!(
                 "a mount whose process has died is at `{shown}`; \
                  start with `--force`, or run `umount -l {shown}`"
             ),

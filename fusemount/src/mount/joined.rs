@@ -72,10 +72,9 @@ impl Joined {
             MountError::Refused(what)
         })?;
         let joined = |mount_id| Self { link: Arc::clone(&link), loops, mount_id };
-        offer(&link, take_over).map(|(mount_id, offer)| (joined(mount_id), offer)).map_err(|why| {
-            link.close();
-            why
-        })
+        offer(&link, take_over)
+            .map(|(mount_id, offer)| (joined(mount_id), offer))
+            .inspect_err(|_| link.close())
     }
 
     pub(super) fn link(&self) -> &Arc<Link> {
@@ -171,6 +170,7 @@ fn words(message: &Message) -> String {
 }
 
 /// A failure between being attached and reading.
+#[allow(clippy::needless_pass_by_value)] // For `map_err`.
 pub(super) fn failed(error: io::Error) -> MountError {
     MountError::Refused(format!("the session of the mount holder cannot be resumed: {error}"))
 }

@@ -94,7 +94,7 @@ impl Prepared {
         }
         let loops = Loops {
             numbers,
-            _notifiers: notifiers,
+            notifiers,
             nothing: File::options().read(true).write(true).open("/dev/null")?,
             shared: Arc::clone(&shared),
             ended,
@@ -138,7 +138,7 @@ impl Drop for Ends {
 pub(super) struct Loops {
     numbers: Vec<RawFd>,
     /// Each keeps the descriptor of its session open, so that its number is nobody else's.
-    _notifiers: Vec<Notifier>,
+    notifiers: Vec<Notifier>,
     nothing: File,
     shared: Arc<Shared>,
     ended: watch::Receiver<bool>,
@@ -178,7 +178,7 @@ impl Drop for Loops {
     fn drop(&mut self) {
         // Nothing else may get these numbers while a loop reads from them.
         if !self.stop() {
-            for notifier in self._notifiers.drain(..) {
+            for notifier in self.notifiers.drain(..) {
                 std::mem::forget(notifier);
             }
         }

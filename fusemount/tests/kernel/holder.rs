@@ -306,6 +306,10 @@ fn many_kills_under_load_give_no_error_and_no_wrong_byte() {
     let worst = readers.into_iter().map(|reader| within(SOON, reader)).max().unwrap();
     let count = count.load(Ordering::Relaxed);
     println!("{KILLS} kills, {count} files read, the longest took {worst:?}");
+    // Nothing of a dead worker is kept.
+    let descriptors = std::fs::read_dir(format!("/proc/{}/fd", held.holder.id())).unwrap();
+    let descriptors = descriptors.count();
+    assert!(descriptors < 40, "{descriptors}");
     for reader in random {
         let (count, worst) = within(SOON, reader);
         assert!(count > 0);
@@ -489,6 +493,63 @@ fn peers_that_say_nothing_or_nonsense_are_in_nobodys_way() {
     assert!(read(&held.file(3)).unwrap() == pattern(FILE_BYTES, 3));
 }
 
+/// A message as `fusemount` would send it: kind, flag, number; nothing else.
+fn packet(kind: u8, flag: u8, number: u32) -> Vec<u8> {
+    let mut packet = b"wdh1".to_vec();
+    packet.extend([kind, flag, 0, 0]);
+    packet.extend(number.to_le_bytes());
+    packet.extend([0; 12]);
+    packet
+}
+
+const ATTACH: u8 = 1;
+const READY: u8 = 2;
+const UNMOUNT: u8 = 6;
+
+#[test]
+fn a_worker_that_dies_before_it_reads_is_in_nobodys_way() {
+    let Some(held) = Held::start(&[]) else { return };
+    for _ in 0..3 {
+        let half = raw_connection(&held.socket).unwrap();
+        send(&half, &packet(ATTACH, 0, 1), SendFlags::NOSIGNAL).unwrap();
+        // An answer to INIT that is none.
+        send(&half, &packet(READY, 0, 2), SendFlags::NOSIGNAL).unwrap();
+        // All but the one that would unmount.
+        for kind in (0..=20).filter(|kind| *kind != UNMOUNT) {
+            send(&half, &packet(kind, 1, 3), SendFlags::NOSIGNAL | SendFlags::DONTWAIT).unwrap();
+            let _ = send(&half, &[kind; 3], SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
+        }
+        drop(half);
+    }
+    let _worker = held.worker();
+    assert!(read(&held.file(2)).unwrap() == pattern(FILE_BYTES, 2));
+}
+
+fn cpu_ticks(process: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap();
+    let fields: Vec<_> = status.rsplit(") ").next().unwrap().split(' ').collect();
+    fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+}
+
+#[test]
+fn a_holder_that_waits_sleeps() {
+    let Some(held) = Held::start(&[(PATIENCE_MS, "50")]) else { return };
+    let mut worker = held.worker();
+    let asked = raw_connection(&held.socket).unwrap();
+    let slept = |held: &Held| {
+        let before = cpu_ticks(held.holder.id());
+        std::thread::sleep(Duration::from_millis(600));
+        cpu_ticks(held.holder.id()) - before
+    };
+    // Turning takes 60 ticks of a hundredth.
+    assert!(slept(&held) < 20, "with a worker");
+    worker.kill();
+    within(SOON, reads_later(held.file(1))).unwrap_err();
+    assert!(slept(&held) < 20, "without");
+    drop(asked);
+    assert!(slept(&held) < 20, "after a peer has gone");
+}
+
 #[test]
 fn a_worker_unmounts_when_told_and_the_holder_ends_with_it() {
     let Some(mut held) = Held::start(&[]) else { return };
@@ -507,7 +568,7 @@ fn a_worker_unmounts_when_told_and_the_holder_ends_with_it() {
 
 #[test]
 fn a_holder_that_is_told_to_end_unmounts() {
-    for signal_name in [Signal::TERM, Signal::INT] {
+    for signal_name in [Signal::TERM, Signal::INT, Signal::HUP] {
         let Some(mut held) = Held::start(&[]) else { return };
         let mut worker = held.worker();
         let file = File::open(held.file(1)).unwrap();

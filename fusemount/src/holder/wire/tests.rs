@@ -54,7 +54,7 @@ fn the_longest_messages_fit() {
     let page = Message::page((0..2 * PAGE_ENTRIES as u64).map(|node| (node, 1)));
     assert_eq!(page.entries().count(), PAGE_ENTRIES);
     assert!(page.encode(1).len() <= MAX_MESSAGE_BYTES);
-    let long = Message::with(Kind::Refused, &[b'x'; 2 * MAX_MESSAGE_BYTES]);
+    let long = Message::with(Kind::Refused, &vec![b'x'; 2 * MAX_MESSAGE_BYTES]);
     assert_eq!(long.encode(1).len(), MAX_MESSAGE_BYTES);
 }
 
