@@ -66,8 +66,6 @@ enum Command {
     Stats(StatsArgs),
     /// What the cache's admission policy does with a trace, beside an optimum, LRU and S3-FIFO.
     Simulate(simulate::SimulateArgs),
-    /// What the cache's admission policy does with a trace, beside an optimum, LRU and S3-FIFO.
-    Simulate(simulate::SimulateArgs),
     /// Serve a small data set that is made on the spot; everything is removed at the end.
     Demo(DemoArgs),
     /// Print a completion script: `warpdrive completions bash > /etc/bash_completion.d/warpdrive`.
@@ -216,7 +214,6 @@ pub fn main() -> ExitCode {
         Command::Check(args) => check::check(&args),
         Command::Warm(args) => warm::warm(&args),
         Command::Stats(args) => stats::stats(&args),
-        Command::Simulate(args) => simulate::simulate(&args),
         Command::Simulate(args) => simulate::simulate(&args),
         Command::Demo(args) => crate::demo::demo(args.dir.as_deref(), args.seconds, args.no_mount),
         Command::Completions { shell } => {

@@ -70,7 +70,8 @@ pub(crate) fn demo(dir: Option<&Path>, seconds: Option<u64>, no_mount: bool) -> 
 fn yaml(home: &Path, mount: &Path, no_mount: bool) -> String {
     let value = json!({
         "mount_point": mount,
-        "fuse": {"enabled": !no_mount},
+        // One process that leaves nothing, however it ends.
+        "fuse": {"enabled": !no_mount, "holder": "none"},
         "cache": {"path": home.join("cache"), "max_size": "256MiB", "memory": "64MiB"},
         "backends": [{"name": "demo", "type": "local", "config": {"path": home.join("origin")}}],
         "s3": {

@@ -13,6 +13,8 @@ mod admin;
 mod check;
 #[path = "binary/demo.rs"]
 mod demo;
+#[path = "binary/holder.rs"]
+mod holder;
 #[path = "binary/run.rs"]
 mod run;
 #[path = "binary/supervise.rs"]

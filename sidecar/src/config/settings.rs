@@ -278,8 +278,9 @@ fn metrics(typed: TypedMetrics, problems: &mut Problems) -> Option<SocketAddr> {
     address.filter(|_| typed.enabled.unwrap_or(false))
 }
 
-/// Of foyer an operator wants to hear only what went wrong.
-const DEFAULT_LOG: &str = "info,foyer=warn,foyer_storage=warn";
+/// Of foyer an operator wants to hear only what went wrong. The end of a session, which is how a
+/// worker leaves a mount to the next one, is an error to fuser.
+const DEFAULT_LOG: &str = "info,foyer=warn,foyer_storage=warn,fuser::request=off";
 
 fn log(typed: TypedLog, problems: &mut Problems) -> LogSettings {
     let level = typed.level.unwrap_or_else(|| DEFAULT_LOG.to_owned());

@@ -162,7 +162,7 @@ impl Plan {
         });
         let plan = Arc::new(self);
         let mount = open(&plan, &namespace, &metrics, &view).await?;
-        Ok(Mounted { plan, namespace, metrics, view, mount: Some(mount), now })
+        Ok(Mounted { plan, namespace, metrics, view, mount: Some(mount), now, in_order: false })
     }
 
     /// The command that becomes a holder, as `warpdrive mountd` is started.
@@ -297,6 +297,13 @@ async fn open(
     opened.await.unwrap_or_else(|error| Err(MountError::Refused(error.to_string())))
 }
 
+/// Whether nothing is mounted at a place, not even something dead.
+async fn is_unmounted(point: PathBuf) -> bool {
+    let look = move || fusemount::check_mount_point(&point);
+    let found = tokio::task::spawn_blocking(look).await;
+    matches!(found, Ok(MountPointState::Free | MountPointState::Missing))
+}
+
 /// An error of a holder that ended, with what it said last.
 fn said_more(error: MountError, log: Option<&Path>) -> MountError {
     let said = log.and_then(|log| std::fs::read_to_string(log).ok()).unwrap_or_default();
@@ -316,6 +323,8 @@ pub(super) struct Mounted {
     mount: Option<Mount>,
     /// Cancelled where nobody is to be waited for.
     now: CancellationToken,
+    /// It has ended as it should, or was left to another worker.
+    in_order: bool,
 }
 
 impl Drop for Mounted {
@@ -323,9 +332,9 @@ impl Drop for Mounted {
     /// mounted, end what is this sidecar's own; readers of a mount that was there before a start
     /// that failed go on waiting for the next one.
     fn drop(&mut self) {
-        let Some(mount) = self.mount.take() else { return };
-        drop(mount);
+        drop(self.mount.take());
         if let Holder::Own(socket) = &self.plan.holder
+            && !self.in_order
             && (self.now.is_cancelled() || !self.plan.resumes)
             && let Err(error) = fusemount::end_holder(socket)
         {
@@ -360,13 +369,12 @@ impl Mounted {
         loop {
             let Some(mount) = &self.mount else { return std::future::pending().await };
             tokio::select! {
-                // A holder that goes takes the loops with it, and is said before they are.
                 biased;
                 () = mount.leave_requested() => return,
                 () = mount.holder_lost() => {}
-                () = mount.ended(), if self.plan.holder == Holder::None => {}
+                () = mount.ended() => {}
             }
-            // Its loops have ended, so nobody waits for this.
+            // It is dead; what is left of it would keep a new one from being made.
             if let Some(mount) = self.mount.take() {
                 mount.abandon().await;
             }
@@ -377,11 +385,13 @@ impl Mounted {
     /// Says that the mount is lost, and mounts again where that is this sidecar's affair.
     async fn again(&mut self) {
         let point = &self.plan.config.mount_point;
-        let dead = || fusemount::check_mount_point(point) == MountPointState::Stale;
+        let unmounted = is_unmounted(point.clone()).await;
         let (why, again) = match &self.plan.holder {
             Holder::None => ("the mount is gone although nobody asked this sidecar", false),
-            Holder::Own(_) if dead() => ("the holder of the mount has died", true),
-            Holder::Own(_) => ("the mount was unmounted although nobody asked this sidecar", false),
+            Holder::Own(_) if unmounted => {
+                ("the mount was unmounted although nobody asked this sidecar", false)
+            }
+            Holder::Own(_) => ("the holder of the mount has died", true),
             Holder::Given(_) => ("the holder of the mount is gone", true),
         };
         self.view.change(|seen| seen.lost = Some(why.to_owned()));
@@ -414,6 +424,7 @@ impl Mounted {
 
     /// Leaves the mount to the worker that takes over.
     pub(super) async fn leave(mut self) {
+        self.in_order = true;
         if let Some(mount) = self.mount.take() {
             mount.abandon().await;
         }
@@ -426,6 +437,7 @@ impl Mounted {
             Holder::None => mount.unmount(limit).await,
             Holder::Own(socket) => {
                 mount.unmount(limit).await?;
+                self.in_order = true;
                 // It removes its socket last.
                 let gone = async {
                     while socket.exists() {

@@ -13,6 +13,11 @@ use rustix::process::geteuid;
 /// Follows this many links at a mount point; more are a loop.
 const MAX_LINKS: usize = 8;
 
+/// What the holder says.
+const HOLDER_LOG: &str = "holder.log";
+/// How the names of the journal begin: itself, and one that is being written.
+const JOURNAL: &str = "nodes.journal";
+
 /// The directory of one mount.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct StateDir(PathBuf);
@@ -44,15 +49,19 @@ impl StateDir {
 
     /// What the holder says.
     pub(super) fn holder_log(&self) -> PathBuf {
-        self.0.join("holder.log")
+        self.0.join(HOLDER_LOG)
     }
 
     /// Removes the directory after an orderly end, when nothing is left that means anything; what
     /// somebody else put there stays.
     pub(super) fn remove(&self) {
-        for file in [self.holder_log()] {
-            // What is not there need not be removed.
-            let _ = std::fs::remove_file(file);
+        for entry in std::fs::read_dir(&self.0).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            let ours = [HOLDER_LOG, JOURNAL].map(|ours| name.to_string_lossy().starts_with(ours));
+            if ours.contains(&true) {
+                // What cannot be removed is found by the next start, which uses it again.
+                let _ = std::fs::remove_file(entry.path());
+            }
         }
         let _ = std::fs::remove_dir(&self.0);
     }

@@ -107,6 +107,8 @@ fn a_dead_mount_needs_force() {
         return;
     }
     let home = Home::new();
+    // Without a holder a mount dies with its process.
+    home.configure("fuse: {holder: none}");
     let sidecar = home.run(&[]);
     sidecar.process.kill();
     drop(sidecar);

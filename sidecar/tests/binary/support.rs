@@ -101,6 +101,9 @@ impl Home {
         if !more.contains("admin:") {
             writeln!(text, "admin: {{listen: \"127.0.0.1:{}\"}}", self.admin).unwrap();
         }
+        if !more.contains("state_dir") {
+            writeln!(text, "state_dir: {}", at("state")).unwrap();
+        }
         if !more.contains("drain_timeout") {
             writeln!(text, "drain_timeout: 4s").unwrap();
         }
@@ -131,6 +134,16 @@ impl Home {
                 return running;
             }
             std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+impl Drop for Home {
+    /// A test that failed has left a holder, which ends with its mount.
+    fn drop(&mut self) {
+        let point = self.path("mnt");
+        if is_mounted(&point) {
+            let _ = rustix::mount::unmount(&point, rustix::mount::UnmountFlags::DETACH);
         }
     }
 }
