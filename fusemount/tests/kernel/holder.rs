@@ -1,7 +1,10 @@
 //! A mount that a holder keeps, and workers that come and go.
 
+#![allow(unsafe_code)] // Mappings.
+
 use std::fs::File;
 use std::io::Read;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -32,6 +35,8 @@ const TAKE_OVER: &str = "FUSEMOUNT_TEST_TAKE_OVER";
 /// Files of every worker, in its one directory, each with the pattern of its number.
 const FILES: u64 = 8;
 const FILE_BYTES: usize = 300_000;
+
+const KILLS: u32 = 100;
 
 /// As long as anything here may take that does not wait on purpose.
 const SOON: Duration = Duration::from_secs(10);
@@ -225,6 +230,36 @@ fn reads_at_random(path: &Path, number: u64, stop: &AtomicBool) -> (u64, Duratio
     (count, worst)
 }
 
+/// Maps a file, compares it and unmaps it, until it is told to end. A failure is SIGBUS, so this is a
+/// process of its own.
+#[test]
+fn maps_again_and_again() {
+    let Some(path) = path() else { return };
+    let whole = pattern(FILE_BYTES, 2);
+    let stop = Arc::new(AtomicBool::new(false));
+    let told = Arc::clone(&stop);
+    std::thread::spawn(move || {
+        hear();
+        told.store(true, Ordering::Relaxed);
+    });
+    println!("ready");
+    let mut count = 0;
+    while !stop.load(Ordering::Relaxed) {
+        let file = File::open(&path).unwrap();
+        let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed);
+        // SAFETY: a new read-only mapping of a file that does not change, unmapped after its use.
+        unsafe {
+            let (prot, flags) = (libc::PROT_READ, libc::MAP_SHARED);
+            let at = libc::mmap(std::ptr::null_mut(), FILE_BYTES, prot, flags, file.as_raw_fd(), 0);
+            assert_ne!(at, libc::MAP_FAILED, "{}", std::io::Error::last_os_error());
+            assert!(std::slice::from_raw_parts(at.cast::<u8>(), FILE_BYTES) == whole);
+            assert_eq!(libc::munmap(at, FILE_BYTES), 0);
+        }
+        count += 1;
+    }
+    println!("compared: {count}");
+}
+
 /// In a thread, so that a test can look how long it takes.
 fn reads_later(path: PathBuf) -> std::thread::JoinHandle<std::io::Result<Vec<u8>>> {
     std::thread::spawn(move || read(&path))
@@ -255,7 +290,7 @@ fn a_killed_worker_is_followed_by_another_and_readers_only_wait() {
 }
 
 #[test]
-fn many_kills_under_load_give_no_error_and_no_wrong_byte() {
+fn a_hundred_kills_under_load_give_no_error_and_no_wrong_byte() {
     let Some(held) = Held::start(&[]) else { return };
     let mut worker = held.worker();
     let stop = Arc::new(AtomicBool::new(false));
@@ -273,6 +308,10 @@ fn many_kills_under_load_give_no_error_and_no_wrong_byte() {
                 if turn % 5 == 0 {
                     let names = std::fs::read_dir(&target).unwrap();
                     assert_eq!(names.map(Result::unwrap).count(), FILES as usize);
+                    let missing = std::fs::metadata(target.join("missing")).unwrap_err();
+                    assert_eq!(missing.raw_os_error(), Some(libc::ENOENT));
+                    let size = std::fs::metadata(target.join(format!("file{number}")));
+                    assert_eq!(size.unwrap().len(), FILE_BYTES as u64);
                 } else {
                     let path = target.join(format!("file{number}"));
                     assert!(read(&path).unwrap() == pattern(FILE_BYTES, number));
@@ -288,11 +327,12 @@ fn many_kills_under_load_give_no_error_and_no_wrong_byte() {
         let (stop, path) = (Arc::clone(&stop), held.file(number));
         random.push(std::thread::spawn(move || reads_at_random(&path, number, &stop)));
     }
-    const KILLS: u32 = 30;
+    let mut maps = Part::start("holder::maps_again_and_again", &held.file(2));
+    maps.wait_for("ready");
     for _ in 0..KILLS {
         let before = count.load(Ordering::Relaxed);
         let began = Instant::now();
-        while count.load(Ordering::Relaxed) < before + 20 {
+        while count.load(Ordering::Relaxed) < before + 10 {
             assert!(began.elapsed() < SOON, "readers are stuck");
             let failed = readers.iter().any(std::thread::JoinHandle::is_finished)
                 || random.iter().any(std::thread::JoinHandle::is_finished);
@@ -306,6 +346,9 @@ fn many_kills_under_load_give_no_error_and_no_wrong_byte() {
     let worst = readers.into_iter().map(|reader| within(SOON, reader)).max().unwrap();
     let count = count.load(Ordering::Relaxed);
     println!("{KILLS} kills, {count} files read, the longest took {worst:?}");
+    maps.say("stop");
+    assert_ne!(maps.wait_for("compared: "), "0");
+    maps.finish();
     // Nothing of a dead worker is kept.
     let descriptors = std::fs::read_dir(format!("/proc/{}/fd", held.holder.id())).unwrap();
     let descriptors = descriptors.count();
@@ -323,7 +366,7 @@ fn a_stopped_worker_only_delays() {
     let worker = held.worker();
     signal(&worker, Signal::STOP);
     let waiting = reads_later(held.file(1));
-    std::thread::sleep(Duration::from_secs(2));
+    std::thread::sleep(Duration::from_secs(10));
     assert!(!waiting.is_finished());
     signal(&worker, Signal::CONT);
     assert!(within(SOON, waiting).unwrap() == pattern(FILE_BYTES, 1));
@@ -722,4 +765,21 @@ fn a_holder_is_at_most_five_hundred_lines() {
     println!("{own} lines of a holder's own, {both} of both sides");
     assert!((100..=500).contains(&own), "{own} lines");
     assert!((100..=300).contains(&both), "{both} lines");
+}
+
+#[test]
+fn a_mount_without_a_holder_is_dead_when_it_is_abandoned() {
+    if !can_mount() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let _detached = Detached(dir.path());
+    let runtime = runtime();
+    let mount = open(MountConfig::new(dir.path()), &runtime).unwrap();
+    let path = dir.path().join("file3");
+    assert!(within(SOON, reads_later(path.clone())).unwrap() == pattern(FILE_BYTES, 3));
+    runtime.block_on(mount.abandon());
+    let error = within(SOON, reads_later(dir.path().join("file4"))).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(libc::ENOTCONN), "{error}");
+    assert_eq!(check_mount_point(dir.path()), MountPointState::Stale);
 }
