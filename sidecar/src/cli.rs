@@ -3,6 +3,7 @@
 //! Invariant: exit codes mean the same in every command: 0 done, 1 something asked for did not
 //! work, 2 the command line or the configuration cannot be used, 130 interrupted.
 
+mod bench;
 mod check;
 mod client;
 mod mountd;
@@ -64,6 +65,11 @@ enum Command {
     Warm(WarmArgs),
     /// What a running sidecar is doing.
     Stats(StatsArgs),
+    /// Measure this machine: mount and S3 endpoint beside plain files, the origin, nginx and peers.
+    ///
+    /// Starts everything itself, on loopback, in a folder that is removed at the end. Prints tables
+    /// with the goals of the design; --json and --html keep them.
+    Bench(Box<bench::BenchArgs>),
     /// What the cache's admission policy does with a trace, beside an optimum, LRU and S3-FIFO.
     Simulate(simulate::SimulateArgs),
     /// Serve a small data set that is made on the spot; everything is removed at the end.
@@ -214,6 +220,7 @@ pub fn main() -> ExitCode {
         Command::Check(args) => check::check(&args),
         Command::Warm(args) => warm::warm(&args),
         Command::Stats(args) => stats::stats(&args),
+        Command::Bench(args) => bench::bench(*args),
         Command::Simulate(args) => simulate::simulate(&args),
         Command::Demo(args) => crate::demo::demo(args.dir.as_deref(), args.seconds, args.no_mount),
         Command::Completions { shell } => {

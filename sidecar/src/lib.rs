@@ -6,6 +6,7 @@
 mod admin;
 mod announce;
 mod assembly;
+mod bench;
 mod cli;
 pub mod config;
 mod demo;

@@ -9,6 +9,8 @@
 
 #[path = "binary/admin.rs"]
 mod admin;
+#[path = "binary/bench.rs"]
+mod bench;
 #[path = "binary/check.rs"]
 mod check;
 #[path = "binary/demo.rs"]
