@@ -31,8 +31,8 @@ pub struct CacheConfig {
     pub max_parallel_fetch: usize,
     /// Largest ranged GET that neighbouring missing blocks are merged into.
     pub max_fetch_bytes: u64,
-    /// Blocks that the first prefetch of a sequential reader asks for; the window doubles from here.
-    /// `0` turns prefetching off.
+    /// Blocks that the first prefetch of a sequential reader asks for at least; the window grows to four
+    /// times what has been read in sequence. `0` turns prefetching off.
     pub readahead_blocks: usize,
     /// Bytes that prefetching may have in flight, of all readers together.
     pub prefetch_budget_bytes: u64,

@@ -251,7 +251,7 @@ mod tests {
         for n in 1..20_000 {
             prefetcher.observe(ReaderId(n), &object(n, 1 << 40), &(0..10));
             if n % 100 == 0 {
-                let at = n / 100 << 20;
+                let at = (n / 100) << 20;
                 let plan = prefetcher.observe(ReaderId(n), &long, &(at..at + (1 << 20)));
                 asked += plan.ranges.len();
             }

@@ -42,14 +42,6 @@ impl BlockSpan {
         let end = self.range.end.div_ceil(self.block_bytes);
         first as u32..end as u32
     }
-
-    /// Which bytes of block `index` belong to the range.
-    pub(crate) fn within(&self, index: u32) -> Range<usize> {
-        let base = u64::from(index) * self.block_bytes;
-        let start = self.range.start.max(base) - base;
-        let end = self.range.end.min(base + self.block_bytes) - base;
-        start as usize..end as usize
-    }
 }
 
 /// How objects are cut: into blocks, and blocks into grains where they are large enough.
@@ -199,11 +191,12 @@ mod tests {
             let (start, end) = (a.min(b).min(size), a.max(b).min(size));
             let object: Vec<u8> = (0..size).map(|i| (i % 251) as u8).collect();
             let span = BlockSpan::new(start..end, block);
+            let units = Units::new(block, 0);
             let mut got = Vec::new();
             for index in span.blocks() {
                 let held = block_range(index, block, size);
                 let bytes = &object[held.start as usize..held.end as usize];
-                let part = &bytes[span.within(index)];
+                let part = &bytes[units.within(index, &(start..end))];
                 prop_assert!(!part.is_empty());
                 got.extend_from_slice(part);
             }

@@ -55,7 +55,8 @@ pub(super) struct Limits {
 /// What has been read of one object.
 #[derive(Debug, Default)]
 pub(super) struct Streams {
-    streams: Vec<Stream>,
+    held: Vec<Stream>,
+    /// How far each reader went last.
     strides: Vec<Stride>,
     clock: u64,
 }
@@ -80,7 +81,7 @@ struct Stream {
 struct Stride {
     reader: u64,
     last: Range<u64>,
-    stride: i64,
+    distance: i64,
     count: u32,
     used: u64,
 }
@@ -167,7 +168,7 @@ impl Streams {
         let mut plan = Plan::default();
         let mut known = false;
         let mut touched: Option<Stream> = None;
-        self.streams.retain(|stream| {
+        self.held.retain(|stream| {
             if !stream.touches(read, limits) {
                 return true;
             }
@@ -208,7 +209,7 @@ impl Streams {
             }
             // Where a window has been asked for already, only its end is asked beyond, and what is
             // read there is part of that sequence.
-            let under = self.streams.iter().filter(|s| {
+            let under = self.held.iter().filter(|s| {
                 s.window > 0 && (s.frontier..s.ahead + limits.block).contains(&read.start)
             });
             let ahead = under.map(|s| s.ahead).max();
@@ -217,12 +218,12 @@ impl Streams {
             stream
         };
         stream.used = self.clock;
-        if self.streams.len() >= MAX_STREAMS
-            && let Some(oldest) = (0..self.streams.len()).min_by_key(|n| self.streams[*n].used)
+        if self.held.len() >= MAX_STREAMS
+            && let Some(oldest) = (0..self.held.len()).min_by_key(|n| self.held[*n].used)
         {
-            self.streams.swap_remove(oldest);
+            self.held.swap_remove(oldest);
         }
-        self.streams.push(stream);
+        self.held.push(stream);
         plan
     }
 
@@ -231,8 +232,8 @@ impl Streams {
         let used = self.clock;
         if let Some(held) = self.strides.iter_mut().find(|s| s.reader == reader) {
             let stride = read.start.cast_signed().wrapping_sub(held.last.start.cast_signed());
-            held.count = if stride == held.stride { held.count.saturating_add(1) } else { 0 };
-            (held.last, held.stride, held.used) = (read.clone(), stride, used);
+            held.count = if stride == held.distance { held.count.saturating_add(1) } else { 0 };
+            (held.last, held.distance, held.used) = (read.clone(), stride, used);
             return held.count.checked_sub(STRIDED_AFTER).map(|more| (stride, more));
         }
         if self.strides.len() >= MAX_READERS
@@ -240,7 +241,7 @@ impl Streams {
         {
             self.strides.swap_remove(oldest);
         }
-        self.strides.push(Stride { reader, last: read.clone(), stride: 0, count: 0, used });
+        self.strides.push(Stride { reader, last: read.clone(), distance: 0, count: 0, used });
         None
     }
 }

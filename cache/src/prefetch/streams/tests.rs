@@ -56,8 +56,8 @@ fn a_burst_in_disorder_is_one_stream() {
     for (n, read) in pieces(order).enumerate() {
         streams.observe(n as u64 % 4, &read, SIZE, LIMITS);
     }
-    assert_eq!(streams.streams.len(), 1);
-    let stream = &streams.streams[0];
+    assert_eq!(streams.held.len(), 1);
+    let stream = &streams.held[0];
     assert_eq!((stream.start, stream.frontier), (0, 1600));
     assert!(stream.is_sequential(LIMITS));
     assert!(stream.ahead > 1600);
@@ -79,7 +79,7 @@ fn several_connections_that_read_ranges_in_turns_are_one_stream() {
         let plan = streams.observe(n % 8, &(at * 800..at * 800 + 800), SIZE, LIMITS);
         bytes += plan.ranges.iter().map(|r| r.end - r.start).sum::<u64>();
     }
-    assert_eq!(streams.streams.len(), 1);
+    assert_eq!(streams.held.len(), 1);
     assert!((40_000..=64 * 800 + LIMITS.most).contains(&bytes), "{bytes}");
 }
 
@@ -92,7 +92,7 @@ fn two_readers_of_one_object_share_one_stream() {
             plans.push(streams.observe(reader, &(n * 100..n * 100 + 100), SIZE, LIMITS));
         }
     }
-    assert_eq!(streams.streams.len(), 1);
+    assert_eq!(streams.held.len(), 1);
     assert!(asked(&plans) <= 10_000 + LIMITS.most);
 }
 
@@ -106,8 +106,8 @@ fn interleaved_readers_of_different_parts_are_several_streams() {
             plans.push(streams.observe(1, &(at..at + 100), SIZE, LIMITS));
         }
     }
-    assert_eq!(streams.streams.len(), 4);
-    assert!(streams.streams.iter().all(|s| s.frontier - s.start == 5000 && s.ahead > s.frontier));
+    assert_eq!(streams.held.len(), 4);
+    assert!(streams.held.iter().all(|s| s.frontier - s.start == 5000 && s.ahead > s.frontier));
     assert!(plans[8..].iter().all(|p| p.dense));
 }
 
@@ -182,7 +182,7 @@ proptest! {
             for range in plan.ranges {
                 prop_assert!(range.start < range.end && range.end <= size);
             }
-            prop_assert!(streams.streams.len() <= MAX_STREAMS);
+            prop_assert!(streams.held.len() <= MAX_STREAMS);
             prop_assert!(streams.strides.len() <= MAX_READERS);
         }
     }
@@ -200,7 +200,7 @@ proptest! {
         for (n, read) in pieces(order).enumerate() {
             streams.observe(n as u64 % 3, &read, SIZE, LIMITS);
         }
-        let longest = streams.streams.iter().map(|s| s.frontier - s.start).max().unwrap();
+        let longest = streams.held.iter().map(|s| s.frontier - s.start).max().unwrap();
         prop_assert_eq!(longest, 20_000);
     }
 

@@ -15,6 +15,10 @@ async fn many_readers_of_one_cold_object_fetch_it_once() {
     let len = 5_000_000;
     let bytes = content(1, len);
     rig.memory.insert("k", bytes.clone());
+    // So that all of them come while the first bytes are on their way.
+    for _ in 0..4 {
+        rig.origin.inject(Operation::Get, Fault::Delay(Duration::from_millis(100)));
+    }
     let readers = (0..16u64).map(|n| {
         let (rig, bytes) = (Arc::clone(&rig), bytes.clone());
         tokio::spawn(async move {

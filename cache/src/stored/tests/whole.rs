@@ -29,11 +29,8 @@ async fn kept(len: usize, file: impl FnOnce(&[u8]) -> Vec<u8>) -> Kept {
     let mut path = tempfile::NamedTempFile::new().unwrap();
     path.write_all(&file(&bytes)).unwrap();
     let fate = Arc::<CopyFate>::default();
-    let whole = WholeFile {
-        file: Arc::new(File::open(path.path()).unwrap()),
-        size: len as u64,
-        fate: Arc::clone(&fate),
-    };
+    let whole =
+        WholeFile { file: Arc::new(File::open(path.path()).unwrap()), fate: Arc::clone(&fate) };
     let object = rig.store.version_of(&key("k"), &etag, len as u64);
     blocks.files.lock().insert(object.id(), Arc::new(whole));
     Kept { rig, blocks, fate, bytes, path }
