@@ -327,7 +327,7 @@ impl Admission {
             .sets
             .roots()
             .map(|number| self.sets.get(number))
-            .filter(|set| set.counts.uses > 0 || set.resident_bytes() > 0)
+            .filter(|set| set.counts.uses > 0 || set.resident_objects() > 0)
             .map(|set| SetReport {
                 store_id: set.store_id,
                 prefix: set.name.clone(),
@@ -336,7 +336,7 @@ impl Admission {
                 activity: set.activity,
                 early_percent: set.reuse.early_percent(),
                 objects: set.reuse.objects(),
-                resident_objects: set.kept.len as u64 + set.pooled_objects,
+                resident_objects: set.resident_objects(),
                 resident_bytes: set.resident_bytes(),
                 uses: set.counts.uses,
                 hits: set.counts.hits,
@@ -432,7 +432,7 @@ impl Admission {
         let (least, its_gap_bytes) = self.least?;
         let set = self.sets.get(number);
         let gap_bytes = set.reuse.gap_bytes()?;
-        let is_away = self.sets.get(least).used_at_bytes < set.active_since_bytes;
+        let is_away = self.sets.get(least).used_at_bytes <= set.active_since_bytes;
         let holds = self.sets.get(least).kept.len > 0;
         (holds && is_away && least != number && gap_bytes < its_gap_bytes / 2)
             .then_some(Party::Set(least))
@@ -718,7 +718,8 @@ impl Admission {
             // One that is away longer than usual is used less often than it was.
             let pause_bytes = self.now_bytes.saturating_sub(set.used_at_bytes);
             let gap_bytes = set.reuse.gap_bytes().unwrap_or(0).max(pause_bytes);
-            if activity == Activity::Resting && self.least.is_none_or(|(_, most)| gap_bytes > most) {
+            if activity == Activity::Resting && self.least.is_none_or(|(_, most)| gap_bytes > most)
+            {
                 self.least = Some((number, gap_bytes));
             }
         }
@@ -762,7 +763,7 @@ impl Admission {
             return;
         }
         // A change moves every object of the set once, so each must be paid for by uses.
-        let objects = set.kept.len as u64 + set.pooled_objects;
+        let objects = set.resident_objects();
         let rest = (objects / MOVED_PER_USE as u64).max(REVIEW_EVERY * 4);
         if why == Why::Pinned || set.counts.mode_changes == 0 || set.clock - set.mode_since >= rest
         {

@@ -19,16 +19,17 @@ const SAMPLED: usize = 256;
 const ENOUGH: f64 = 64.0;
 
 /// Repetitions after which the old ones count half, so that a change shows within one more pass.
-const WINDOW: f64 = 192.0;
+const WINDOW: f64 = 256.0;
 
 /// Repetitions that only teach the mean.
 const FIRST: f64 = 8.0;
 
-/// Above this share of early repetitions, some objects are worth more than others.
-const EVICT_ABOVE: f64 = 0.15;
+/// Above this share of early repetitions, some objects are worth more than others. Several jobs in
+/// passes of their own over one set reach 15 %, and keeping is better for those, too.
+const EVICT_ABOVE: f64 = 0.175;
 
 /// Below this share, it is passes. Between the two nothing changes.
-const KEEP_BELOW: f64 = 0.09;
+const KEEP_BELOW: f64 = 0.12;
 
 /// What is left of the longest distance with each repetition that is shorter: half after 1,400 of them, five
 /// passes or more.
@@ -61,7 +62,7 @@ pub(super) enum Pattern {
 /// The sample of one set.
 #[derive(Debug)]
 pub(super) struct Reuse {
-    last: U64Map<u64, u64>,
+    last: U64Map<u64, (u64, u64)>,
     /// Hashes up to this are watched.
     threshold: u64,
     weight: f64,
@@ -69,6 +70,8 @@ pub(super) struct Reuse {
     mean: f64,
     longest: f64,
     mean_bytes: f64,
+    /// Bytes that the whole tier used between two uses of one object, on average.
+    mean_gap_bytes: f64,
     /// Sampled first uses in a row, and the clock when the run began.
     run: u32,
     run_began: u64,
@@ -80,8 +83,12 @@ pub(super) struct Reuse {
     horizon: u64,
     /// The last 128 sampled uses, the latest in the lowest bit: set for a repetition.
     history: u128,
+    /// Of those, repetitions after less than an eighth of all uses so far.
+    short: u128,
     /// Sampled uses, up to 128.
     sampled: u32,
+    /// Nearly all of its objects were seen.
+    is_known_whole: bool,
     /// It was seen to be read in passes.
     is_settled: bool,
     /// Work done, in entries looked at.
@@ -98,6 +105,7 @@ impl Default for Reuse {
             mean: 0.0,
             longest: 0.0,
             mean_bytes: 0.0,
+            mean_gap_bytes: 0.0,
             run: 0,
             run_began: 0,
             needed_run: SHIFT_RUN,
@@ -106,7 +114,9 @@ impl Default for Reuse {
             expired_at: 0,
             horizon: 0,
             history: 0,
+            short: 0,
             sampled: 0,
+            is_known_whole: false,
             is_settled: false,
             steps: 0,
         }
@@ -114,13 +124,14 @@ impl Default for Reuse {
 }
 
 impl Reuse {
-    /// A use of an object at the set's clock (which counts uses). `horizon`: repetitions later than
+    /// A use of an object at the set's clock (which counts uses) and the tier's (bytes). `horizon`: repetitions later than
     /// this are not waited for. Answers when the object was used before, where that is known.
     pub(super) fn observe(
         &mut self,
         item: Item,
         bytes: u64,
         clock: u64,
+        now_bytes: u64,
         horizon: u64,
     ) -> Option<u64> {
         self.mean_bytes += (bytes as f64 - self.mean_bytes) / (clock.clamp(1, 1_000) as f64);
@@ -130,25 +141,34 @@ impl Reuse {
         }
         self.steps += 1;
         self.horizon = horizon;
-        let before = self.last.insert(hash, clock);
+        let before = self.last.insert(hash, (clock, now_bytes));
         self.sampled = (self.sampled + 1).min(u128::BITS);
         self.history = self.history << 1 | u128::from(before.is_some());
+        let is_short = before.is_some_and(|(at, _)| clock - at < clock / 8);
+        self.short = self.short << 1 | u128::from(is_short);
         match before {
-            Some(before) => self.repeated(before, bytes, clock),
+            Some(before) => self.repeated(before, bytes, clock, now_bytes),
             None => self.fresh(clock),
+        }
+        if !self.is_known_whole && self.sampled == u128::BITS && self.has_few_fresh() {
+            // While objects were still new, distances grew: what counts begins here.
+            self.is_known_whole = true;
+            self.weight = 0.0;
+            self.early = 0.0;
         }
         // An expiry looks at the whole sample, so it must be rare: twice a sample's worth of uses.
         if self.last.len() > SAMPLED || clock - self.expired_at > self.interval() {
             self.expire(clock);
         }
-        before
+        before.map(|(at, _)| at)
     }
 
     fn interval(&self) -> u64 {
         (SAMPLED as u64 * 2).max(self.objects())
     }
 
-    fn repeated(&mut self, before: u64, bytes: u64, clock: u64) {
+    fn repeated(&mut self, last: (u64, u64), bytes: u64, clock: u64, now_bytes: u64) {
+        let (before, before_bytes) = last;
         self.run = 0;
         if self.shifted_at.is_some_and(|at| before < at) {
             self.returns += 1;
@@ -166,6 +186,8 @@ impl Reuse {
         }
         self.weight += weight;
         self.mean += (distance - self.mean) * weight / self.weight;
+        let gap_bytes = now_bytes.saturating_sub(before_bytes) as f64;
+        self.mean_gap_bytes += (gap_bytes - self.mean_gap_bytes) * weight / self.weight;
         self.longest = (self.longest * LONGEST_DECAY).max(distance);
         if self.weight > WINDOW {
             self.weight /= 2.0;
@@ -189,7 +211,7 @@ impl Reuse {
         self.expired_at = clock;
         self.steps += self.last.len() as u64;
         let horizon = self.horizon;
-        self.last.retain(|_, at| clock - *at <= horizon);
+        self.last.retain(|_, (at, _)| clock - *at <= horizon);
         while self.last.len() > SAMPLED {
             self.threshold /= 2;
             let threshold = self.threshold;
@@ -217,7 +239,7 @@ impl Reuse {
         }
         match self.early / self.weight {
             share if share > EVICT_ABOVE => Pattern::Skewed,
-            share if share < KEEP_BELOW && self.is_known_whole() => Pattern::Passes,
+            share if share < KEEP_BELOW && self.is_known_whole => Pattern::Passes,
             _ => Pattern::Unclear,
         }
     }
@@ -235,11 +257,14 @@ impl Reuse {
     /// is a mean that could be trusted, because until all are known the distances grow.
     fn is_interleaved(&self) -> bool {
         let alternations = (self.history ^ self.history >> 1) & (u128::MAX >> 1);
-        self.sampled == u128::BITS && alternations.count_ones() >= ALTERNATIONS
+        // Of objects drawn independently, an eighth of the repetitions at least is as short as that;
+        // passes over a growing set have nearly none.
+        let are_short = self.short.count_ones() * 8 > self.history.count_ones();
+        self.sampled == u128::BITS && alternations.count_ones() >= ALTERNATIONS && are_short
     }
 
-    fn is_known_whole(&self) -> bool {
-        self.is_settled || self.sampled - self.history.count_ones().min(self.sampled) < FEW_FRESH
+    fn has_few_fresh(&self) -> bool {
+        self.sampled - self.history.count_ones().min(self.sampled) < FEW_FRESH
     }
 
     /// Repetitions that came early, of all, in percent; `None` before there were enough.
@@ -247,9 +272,15 @@ impl Reuse {
         (self.weight >= ENOUGH).then(|| 100.0 * self.early / self.weight)
     }
 
+    /// Bytes that the whole tier uses between two uses of one object, once objects returned: the shorter, the
+    /// more each of them is worth.
+    pub(super) fn gap_bytes(&self) -> Option<u64> {
+        (self.mean_gap_bytes > 0.0).then_some(self.mean_gap_bytes as u64)
+    }
+
     /// True once objects returned.
     pub(super) fn repeats(&self) -> bool {
-        self.weight >= FIRST
+        self.mean_gap_bytes > 0.0
     }
 
     /// Uses of the set after which an object that did not return will not: twice the mean is the longest

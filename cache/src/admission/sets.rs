@@ -179,6 +179,11 @@ impl Set {
     pub(super) fn resident_bytes(&self) -> u64 {
         self.kept.bytes + self.pooled_bytes
     }
+
+    /// Objects that it holds.
+    pub(super) fn resident_objects(&self) -> u64 {
+        self.kept.len as u64 + self.pooled_objects
+    }
 }
 
 /// All tracked sets.

@@ -135,6 +135,35 @@ fn the_ways_of_loaders_are_passes() {
 }
 
 #[test]
+fn interrupted_and_growing_passes_are_passes() {
+    for share in [0.25, 0.5, 0.75] {
+        assert_reaches(&generate::restarts(share, 16), share);
+        assert_reaches(&generate::curriculum(share, 17), share);
+    }
+}
+
+#[test]
+fn sets_that_are_read_more_often_displace_those_that_rest() {
+    for share in [0.25, 0.5, 0.75] {
+        for trace in [generate::frequent_evaluation(share, 18), generate::models(share, 19)] {
+            let theirs = play(&trace, &mut reference::S3Fifo::new(trace.capacity_bytes));
+            let (rate, wanted) = (ours(&trace).0.all.of_uses(), theirs.all.of_uses());
+            assert!(rate >= wanted, "{}: {rate:.3}, S3-FIFO {wanted:.3}", trace.name);
+        }
+    }
+}
+
+#[test]
+fn recency_is_left_to_s3fifo() {
+    for share in [0.05, 0.1, 0.15] {
+        let trace = generate::moving_window(share, 20);
+        let theirs = play(&trace, &mut reference::S3Fifo::new(trace.capacity_bytes));
+        let (rate, wanted) = (ours(&trace).0.all.of_uses(), theirs.all.of_uses());
+        assert!(rate >= 0.97 * wanted, "{}: {rate:.3}, S3-FIFO {wanted:.3}", trace.name);
+    }
+}
+
+#[test]
 fn a_kept_set_is_not_written_again_and_again() {
     let (reached, _) = ours(&generate::shuffled_epochs(0.5, 1));
     assert_eq!(reached.written_objects, 5_000);
