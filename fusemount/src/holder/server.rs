@@ -357,6 +357,7 @@ impl Holder {
     /// Does what is due.
     fn keep_time(&mut self) {
         let now = Instant::now();
+        let awaited = self.peers.iter().any(|peer| matches!(peer.role, Role::Newcomer { .. }));
         for index in (0..self.peers.len()).rev() {
             // Losing one may lose others.
             let Some(peer) = self.peers.get_mut(index) else { continue };
@@ -365,6 +366,11 @@ impl Holder {
             }
             if peer.role != Role::Leaving {
                 self.lose(index);
+                continue;
+            }
+            if !awaited {
+                // Whoever wanted its place has given up.
+                peer.turn(Role::Worker);
                 continue;
             }
             // If that fails, the newcomer waits until it gives up: two that read would both answer.

@@ -488,6 +488,28 @@ fn a_worker_that_does_not_leave_is_killed() {
 }
 
 #[test]
+fn a_worker_that_nobody_waits_for_any_more_is_not_killed() {
+    let Some(held) = Held::start(&[]) else { return };
+    let worker = held.worker();
+    signal(&worker, Signal::STOP);
+    let newcomer = raw_connection(&held.socket).unwrap();
+    send(&newcomer, &packet(ATTACH, 1, 1), SendFlags::NOSIGNAL).unwrap();
+    std::thread::sleep(Duration::from_millis(200));
+    drop(newcomer);
+    // Longer than a worker has to leave.
+    std::thread::sleep(Duration::from_millis(5500));
+    let status = std::fs::read_to_string(format!("/proc/{}/stat", worker.id())).unwrap();
+    assert!(status.contains(") T "), "{status}");
+    // It was asked to leave, and does so once it can.
+    signal(&worker, Signal::CONT);
+    let waiting = reads_later(held.file(1));
+    let mut worker = worker;
+    worker.wait_for("left");
+    let _next = held.worker();
+    assert!(within(SOON, waiting).unwrap() == pattern(FILE_BYTES, 1));
+}
+
+#[test]
 fn users_who_may_not_are_refused_and_others_need_no_privilege() {
     let Some(held) = Held::start(&[(UIDS, "54321,54322")]) else { return };
     let as_user = |uid: &str| {
