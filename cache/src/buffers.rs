@@ -7,6 +7,7 @@
 
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -27,6 +28,8 @@ const LARGEST_BYTES: usize = 8 << 20;
 pub(crate) struct Buffers {
     bytes: usize,
     idle: Mutex<Idle>,
+    /// Pooled buffers that somebody holds.
+    held: AtomicUsize,
 }
 
 #[derive(Debug, Default)]
@@ -61,12 +64,17 @@ struct Pooled {
 impl Buffers {
     /// A pool of buffers of `bytes`. Costs nothing before the first is taken.
     pub(crate) fn new(bytes: usize) -> Arc<Self> {
-        Arc::new(Self { bytes, idle: Mutex::default() })
+        Arc::new(Self { bytes, idle: Mutex::default(), held: AtomicUsize::new(0) })
     }
 
     /// Bytes of a buffer.
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// Bytes of the buffers of this pool that are being filled or read now.
+    pub(crate) fn held_bytes(&self) -> usize {
+        self.held.load(Ordering::Relaxed) * self.bytes
     }
 
     /// A buffer of `len` bytes: a pooled one where that wastes next to nothing, for what is kept counts
@@ -77,7 +85,10 @@ impl Buffers {
             && self.bytes - len <= self.bytes / 16;
         let place = if pooled { self.place() } else { None };
         let memory = match place {
-            Some(place) => Memory::Pooled(Pooled { place: Some(place), pool: Arc::clone(self) }),
+            Some(place) => {
+                self.held.fetch_add(1, Ordering::Relaxed);
+                Memory::Pooled(Pooled { place: Some(place), pool: Arc::clone(self) })
+            }
             None => Memory::Own(vec![0; len]),
         };
         Buffer { memory, len }
@@ -155,6 +166,7 @@ impl AsRef<[u8]> for Buffer {
 impl Drop for Pooled {
     fn drop(&mut self) {
         if let Some(place) = self.place.take() {
+            self.pool.held.fetch_sub(1, Ordering::Relaxed);
             self.pool.give_back(place);
         }
     }
@@ -284,7 +296,9 @@ mod tests {
         for (n, buffer) in held.iter().enumerate() {
             assert!(buffer.iter().all(|b| *b == n as u8));
         }
+        assert_eq!(pool.held_bytes(), 80 << 20);
         drop(held);
+        assert_eq!(pool.held_bytes(), 0);
         let idle = pool.idle.lock();
         assert!(idle.warm.len() << 20 <= IDLE_BYTES);
         assert_eq!(idle.warm.len() + idle.cold.len(), 96, "three regions");

@@ -30,6 +30,10 @@ use crate::version::Version;
 /// Pieces up to this are not worth a buffer that is kept.
 const SMALL_BYTES: usize = 32 << 10;
 
+/// Pieces of all bodies together, before they become small: readers that stand still hold one or two
+/// each, and a thousand of them are no reason to run out of memory.
+const HELD_BYTES: usize = 64 << 20;
+
 /// Ranges up to this come in one piece: a kernel that asks for so much wants it in one.
 const ONE_PIECE_BYTES: u64 = 1 << 20;
 
@@ -129,7 +133,9 @@ impl Whole {
         if self.file.fate.state() == CopyState::Bad {
             return Piece::Bad;
         }
-        let len = (self.left.end - self.left.start).min(self.piece_bytes as u64) as usize;
+        let crowded = self.shared.fetcher.pieces().held_bytes() >= HELD_BYTES;
+        let most = if crowded { self.piece_bytes.min(SMALL_BYTES) } else { self.piece_bytes };
+        let len = (self.left.end - self.left.start).min(most as u64) as usize;
         let mut buffer = self.buffer(len);
         let piece = match read_now(&self.file.file, &mut buffer[..len], self.left.start) {
             Got::Bytes(got) if got == len => Piece::Read(buffer.freeze(len)),

@@ -218,3 +218,38 @@ async fn shuffled_small_files_are_prefetched_never_and_those_in_order_always() {
     assert!(stats.prefetch.hits > 1900, "{:?}", stats.prefetch);
     assert_eq!(front.vast.requests(), 2000, "each once");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_block_waits_only_so_long_for_grains_at_its_front() {
+    use store::testing::{Fault, Operation};
+    for fault in [Fault::Hang, Fault::HangAfter(10), Fault::Fail(ErrorKind::Unavailable)] {
+        let rig =
+            rig_with(CacheConfig { grain_bytes: 125, ..small() }, StorePolicy::default()).await;
+        rig.memory.insert("k", content(1, 9000));
+        rig.store.head(&key("k")).await.unwrap();
+        rig.origin.inject(Operation::Get, fault.clone());
+        rig.origin.inject(Operation::Get, Fault::Delay(Duration::from_millis(100)));
+        let store = rig.store.clone();
+        let first = tokio::spawn(async move {
+            let range = ByteRange::Bounded(0, 10);
+            read(&store, "k", GetOptions { range, ..GetOptions::default() }).await
+        });
+        tokio::task::yield_now().await;
+        let since = tokio::time::Instant::now();
+        assert_eq!(rig.full("k").await.unwrap(), content(1, 9000), "{fault:?}");
+        assert!(since.elapsed() < Duration::from_secs(5), "{:?}", since.elapsed());
+        first.abort();
+    }
+}
+
+#[tokio::test]
+async fn grains_of_another_version_are_never_part_of_a_block() {
+    let rig = rig_with(CacheConfig { grain_bytes: 125, ..small() }, StorePolicy::default()).await;
+    rig.memory.insert("k", content(1, 9000));
+    rig.store.head(&key("k")).await.unwrap();
+    rig.read("k", ByteRange::Bounded(0, 10)).await.unwrap();
+    rig.memory.insert("k", content(2, 9000));
+    // The block asks for what follows its grains, under their version's tag, and is refused.
+    assert_eq!(rig.full("k").await.unwrap(), content(2, 9000));
+    assert_eq!(rig.read("k", ByteRange::Bounded(0, 10)).await.unwrap(), content(2, 9000)[..10]);
+}
