@@ -7,6 +7,7 @@
 mod answers;
 mod server;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Instant;
@@ -62,7 +63,9 @@ pub(crate) struct Admin {
     /// URL of the S3 endpoint, where there is one.
     pub(crate) s3: Option<String>,
     /// Directory of the cache's disk tier.
-    pub(crate) cache_path: Option<String>,
+    pub(crate) cache_path: Option<PathBuf>,
+    /// What stays free of its file system.
+    pub(crate) min_free_bytes: u64,
     /// What the file asked for and did not get, and what the mount could not do.
     pub(crate) notes: Vec<String>,
     /// What became of the mount, where there is one.

@@ -5,6 +5,7 @@
 //! keep the others from being served.
 
 mod later;
+mod served;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use store::{Bucket, BucketName, Namespace};
 use crate::config::{BackendSettings, CacheSettings, Freshness, Settings};
 use crate::metrics::Metrics;
 pub(crate) use later::OpenedOrigin;
+use served::ServedHere;
 
 /// What a sidecar is made of, below its front ends.
 pub(crate) struct Assembly {
@@ -85,7 +87,8 @@ impl Assembly {
             origins.push(Origin { settings: backend.clone(), opened, store });
         }
         let buckets = bucket_names(settings);
-        let namespace = namespace(&origins, &buckets)?;
+        let passthrough = settings.mount.as_ref().is_some_and(|mount| mount.passthrough);
+        let namespace = namespace(&origins, &buckets, passthrough)?;
         Ok(Self { registry, metrics, cache, origins, namespace: Arc::new(namespace), buckets })
     }
 
@@ -117,6 +120,7 @@ fn bucket_names(settings: &Settings) -> BTreeMap<BucketName, usize> {
 fn namespace(
     origins: &[Origin],
     buckets: &BTreeMap<BucketName, usize>,
+    passthrough: bool,
 ) -> Result<Namespace, store::InvalidNamespace> {
     let created = SystemTime::now();
     let mut builder = Namespace::builder();
@@ -125,7 +129,11 @@ fn namespace(
         builder = builder.bucket(Bucket {
             name: name.clone(),
             store: origin.store.clone(),
-            residency: Some(origin.store.clone()),
+            residency: Some(if passthrough {
+                origin.store.clone()
+            } else {
+                Arc::new(ServedHere(Arc::clone(&origin.store)))
+            }),
             read_only: origin.settings.read_only,
             created,
         })?;

@@ -54,6 +54,21 @@ pub(crate) fn text(registry: &Registry) -> String {
     String::from_utf8_lossy(&out).into_owned()
 }
 
+/// The counts of one series of counters, with their labels.
+pub(crate) fn counts(registry: &Registry, name: &str) -> Vec<(Vec<(String, String)>, u64)> {
+    let families = registry.gather();
+    let family = families.iter().find(|family| family.name() == name);
+    let metrics = family.map_or(&[][..], MetricFamily::get_metric);
+    let one = |metric: &prometheus::proto::Metric| {
+        let labels = metric.get_label().iter();
+        let labels = labels.map(|l| (l.name().to_owned(), l.value().to_owned())).collect();
+        let count = metric.get_counter().get_value().max(0.0).round();
+        #[allow(clippy::cast_sign_loss)] // not below zero
+        (labels, count as u64)
+    };
+    metrics.iter().map(one).collect()
+}
+
 /// The standard names, so that existing dashboards find them.
 struct Process {
     resident: IntGauge,
@@ -120,6 +135,16 @@ fn cpu_seconds() -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn counts_are_read_with_their_labels() {
+        let registry = Registry::new();
+        let metrics = Metrics::register(&registry).unwrap();
+        metrics.warmed.with_label_values(&["resident"]).inc_by(3);
+        let found = counts(&registry, "warpdrive_warm_objects_total");
+        assert_eq!(found, [(vec![("result".to_owned(), "resident".to_owned())], 3)]);
+        assert_eq!(counts(&registry, "no_such_series"), []);
+    }
 
     #[test]
     fn the_process_is_measured() {

@@ -10,6 +10,7 @@ mod mounting;
 mod state;
 
 use std::net::SocketAddr;
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -258,7 +259,8 @@ impl Start<'_> {
             credentials: gateway.as_ref().and_then(|g| g.credentials.clone()),
             mount: announcement.mount.as_ref().map(|p| p.display().to_string()),
             s3: announcement.s3.as_ref().map(|s3| s3.url.clone()),
-            cache_path: settings.cache.disk.as_ref().map(|(path, _)| path.display().to_string()),
+            cache_path: settings.cache.disk.as_ref().map(|(path, _)| path.clone()),
+            min_free_bytes: settings.cache.min_free_bytes,
             notes,
             view: fronts.mount.as_ref().map(|mount| Arc::clone(mount.view())),
             restarts: link.map(Link::restarts),
@@ -350,14 +352,15 @@ impl Start<'_> {
             body_memory_bytes: s3.body_memory_bytes,
             ..GatewayConfig::new(s3.listen, access.access)
         };
-        let any_port = GatewayConfig { listen: free_port(s3.listen), ..config.clone() };
-        let namespace = || Arc::clone(&self.assembly.namespace);
-        let bind = || Gateway::bind(config.clone(), namespace(), metrics.clone());
-        let mut gateway = self.patiently(bind, is_taken).await;
-        if self.options.ports_may_move && gateway.as_ref().is_err_and(is_taken) {
-            gateway = Gateway::bind(any_port, namespace(), metrics.clone()).await;
+        let listener = self.listener(s3.listen).await;
+        let listener =
+            listener.map_err(|e| Stop::Failed(format!("s3.listen {}: {e}", s3.listen)))?;
+        if let Some(link) = self.options.supervisor.as_ref() {
+            link.keep(S3_ROLE, listener.as_fd());
         }
-        let gateway = gateway.map_err(|e| Stop::Failed(format!("s3.listen {}: {e}", s3.listen)))?;
+        let namespace = Arc::clone(&self.assembly.namespace);
+        let gateway = Gateway::on(listener, config, namespace, metrics)
+            .map_err(|e| Stop::Failed(format!("s3.listen {}: {e}", s3.listen)))?;
         let address = gateway.local_addr();
         let announced = announce::Endpoint {
             url: format!("http://{}", reachable(address)),
@@ -371,6 +374,20 @@ impl Start<'_> {
             credentials: access.credentials,
             written: access.written,
         })
+    }
+
+    /// Listens for S3 clients: at the socket of the worker before this one, so that no client was
+    /// refused in between, or at one of its own.
+    async fn listener(&self, address: SocketAddr) -> std::io::Result<TcpListener> {
+        let link = self.options.supervisor.as_ref();
+        if let Some(kept) = link.and_then(|link| link.listener(S3_ROLE, address)) {
+            return TcpListener::from_std(kept);
+        }
+        let mut listener = self.patiently(|| TcpListener::bind(address), is_taken).await;
+        if self.options.ports_may_move && listener.as_ref().is_err_and(is_taken) {
+            listener = TcpListener::bind(free_port(address)).await;
+        }
+        listener
     }
 
     /// What `bind` comes to; what a predecessor has not given back yet is tried again.
@@ -500,6 +517,9 @@ struct BoundGateway {
     credentials: Option<admin::Credentials>,
     written: Option<credentials::KeyFile>,
 }
+
+/// What the supervisor keeps the socket of S3 clients for.
+const S3_ROLE: &str = "s3";
 
 fn is_taken(error: &std::io::Error) -> bool {
     error.kind() == std::io::ErrorKind::AddrInUse

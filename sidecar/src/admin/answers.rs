@@ -3,6 +3,7 @@
 //! Invariant: every answer is made of what is known here and now; none waits for an origin.
 //! It refuses to change anything for a web page.
 
+use std::path::Path;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -124,6 +125,7 @@ pub(super) fn status(admin: &Admin) -> Value {
                 "name": settings.name.as_str(),
                 "type": settings.kind,
                 "identity": origin.opened.identity(),
+                "store_id": origin.store.id(),
                 "credential": settings.credential,
                 "mount_path": settings.mount_path,
                 "buckets": buckets,
@@ -141,7 +143,10 @@ pub(super) fn status(admin: &Admin) -> Value {
         "resident_memory_bytes": metrics::resident_bytes(),
         "backends": origins,
         "cache": admin.assembly.cache.stats(),
-        "cache_path": admin.cache_path,
+        "cache_path": admin.cache_path.as_ref().map(|path| path.display().to_string()),
+        "disk_free_bytes": admin.cache_path.as_deref().and_then(free_bytes),
+        "disk_min_free_bytes": admin.cache_path.as_ref().map(|_| admin.min_free_bytes),
+        "opens": opens(admin),
         "mount": admin.mount,
         "mount_lost": admin.view.as_ref().and_then(|view| view.lost()),
         "holder": admin.view.as_ref().map(|view| view.holder()),
@@ -150,6 +155,24 @@ pub(super) fn status(admin: &Admin) -> Value {
         "warm_jobs": admin.jobs.all().iter().map(|job| json!({"id": job.id, "state": job.state})).collect::<Vec<_>>(),
         "notes": admin.notes,
     })
+}
+
+/// Files that were opened through the mount, by mode and reason.
+fn opens(admin: &Admin) -> Vec<Value> {
+    let counts = metrics::counts(admin.registry(), "warpdrive_fuse_opens_total");
+    let one = |(labels, count): (Vec<(String, String)>, u64)| {
+        let mut open = serde_json::Map::new();
+        open.extend(labels.into_iter().map(|(name, value)| (name, value.into())));
+        open.insert("count".to_owned(), count.into());
+        open.into()
+    };
+    counts.into_iter().map(one).collect()
+}
+
+/// What a file system has left for this user.
+fn free_bytes(path: &Path) -> Option<u64> {
+    let found = rustix::fs::statvfs(path).ok()?;
+    found.f_bavail.checked_mul(found.f_frsize)
 }
 
 async fn start_warm(admin: &Admin, request: Request<Incoming>) -> Answer {
