@@ -225,7 +225,9 @@ impl Writer {
     /// Adds records to what waits. False when nothing is written any more.
     fn add(&mut self, records: &[Record]) -> bool {
         if !self.given_up {
-            records.iter().for_each(|record| record.encode(&mut self.pending));
+            for record in records {
+                record.encode(&mut self.pending);
+            }
         }
         !self.given_up
     }

@@ -16,6 +16,14 @@ use crate::nodes::NodeId;
 /// be a question to the holder.
 const UNKNOWN_PER_SWEEP: usize = 256;
 
+/// True one time in eight, in no rhythm that files opened in turn could have (multiples of the golden
+/// ratio). Then the registration that was used longest ago makes room, and otherwise the newest is
+/// not kept: of files that are opened in turn, and are more than are kept, most of those that are
+/// kept are used again, where the oldest first would leave none.
+fn oldest_goes(turn: u64) -> bool {
+    turn.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 61 == 0
+}
+
 /// How the kernel gets the bytes of an open file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Mode {
@@ -102,7 +110,7 @@ impl Entry {
 #[derive(Debug)]
 pub(crate) struct ModeTable {
     entries: HashMap<NodeId, Entry>,
-    /// Kept registrations, those used longest ago first; what has another turn by now is left over.
+    /// Kept registrations, those that were used longest ago first; what has another turn by now is left over.
     idle: VecDeque<(u64, NodeId)>,
     idle_count: usize,
     idle_limit: usize,
@@ -177,6 +185,9 @@ impl ModeTable {
         entry.turn = self.turns;
         self.idle.push_back((self.turns, node));
         self.idle_count += 1;
+        if self.idle_count > self.idle_limit && !oldest_goes(self.turns) {
+            self.drop_idle(node);
+        }
         while self.idle_count > self.idle_limit {
             let Some((turn, oldest)) = self.idle.pop_front() else { break };
             if self.is_idle(oldest, turn) {

@@ -141,17 +141,11 @@ impl Image {
     }
 
     fn name(&mut self, id: NodeId, named: Named) {
-        match self.nodes.get_mut(&id) {
-            Some(node) => {
-                // Forgotten, and something else or the same again.
-                node.condemned &= node.lookups > 0;
-                node.named = named;
-            }
-            None => {
-                let node = NodeImage { named, lookups: 0, condemned: false };
-                self.nodes.insert(id, node);
-            }
-        }
+        let new = NodeImage { named: named.clone(), lookups: 0, condemned: false };
+        let node = self.nodes.entry(id).or_insert(new);
+        // Forgotten, and something else or the same again.
+        node.condemned &= node.lookups > 0;
+        node.named = named;
     }
 
     /// 0 is no request: the kernel begins to count after it.

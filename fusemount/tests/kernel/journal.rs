@@ -15,7 +15,7 @@ use store::testing::MemoryStore;
 use crate::child::{Part, path};
 use crate::harness::{can_mount, pattern, runtime};
 use crate::holder::Held;
-use crate::passthrough::{Copies, FROM_FILE, FROM_STORE, map_shared, namespace, unmap};
+use crate::passthrough::{Copies, FROM_FILE, FROM_STORE, map_shared, namespace, unmap, whole};
 
 const SOCKET: &str = "FUSEMOUNT_TEST_SOCKET";
 /// Where the local files of the worker are.
@@ -79,9 +79,9 @@ fn serves() {
                 let open = value("warpdrive_fuse_open_files");
                 println!(
                     "opens: {} {} {}",
-                    open as u64,
-                    of("passthrough") as u64,
-                    of("cached") as u64
+                    whole(open),
+                    whole(of("passthrough")),
+                    whole(of("cached"))
                 );
             }
             _ => break,

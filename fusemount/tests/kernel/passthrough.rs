@@ -106,12 +106,26 @@ pub(crate) fn namespace(dir: &Path, store: &MemoryStore) -> (Namespace, Arc<Copi
     (namespace, copies, faulty)
 }
 
+/// The value of a counter.
+#[allow(clippy::cast_sign_loss)] // None is negative.
+pub(crate) fn whole(value: f64) -> u64 {
+    value as u64
+}
+
 fn opens(m: &Mounted, mode: &str) -> u64 {
-    m.metric("warpdrive_fuse_opens_total", Some(("mode", mode))) as u64
+    whole(m.metric("warpdrive_fuse_opens_total", Some(("mode", mode))))
+}
+
+fn opens_because(m: &Mounted, reason: &str) -> u64 {
+    whole(m.metric("warpdrive_fuse_opens_total", Some(("reason", reason))))
 }
 
 fn reads(m: &Mounted) -> u64 {
-    m.metric("warpdrive_fuse_read_bytes_total", None) as u64
+    whole(m.metric("warpdrive_fuse_read_bytes_total", None))
+}
+
+fn open_files(m: &Mounted) -> u64 {
+    whole(m.metric("warpdrive_fuse_open_files", None))
 }
 
 fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
@@ -124,7 +138,7 @@ fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
 
 /// All releases have arrived: the kernel sends them after `close` has returned.
 fn wait_for_releases(m: &Mounted) {
-    wait_until("every release", || m.metric("warpdrive_fuse_open_files", None) == 0.0);
+    wait_until("every release", || open_files(m) == 0);
 }
 
 pub(crate) fn map_shared(file: &File, size: usize) -> &'static [u8] {
@@ -241,8 +255,8 @@ fn reads_of_an_incomplete_object_work_in_every_way_too() {
     };
     read_every_way(&m.path("a/file"), &pattern(size, FROM_STORE));
     assert_eq!(opens(&m, "passthrough"), 0);
-    let counted = m.metric("warpdrive_fuse_opens_total", Some(("reason", "incomplete")));
-    assert!(counted >= 5.0);
+    let counted = opens_because(&m, "incomplete");
+    assert!(counted >= 5);
 }
 
 /// Opens of one inode in two modes are EIO in the kernel, so an object that becomes complete while
@@ -264,8 +278,8 @@ fn an_object_that_becomes_complete_switches_at_the_next_first_open() {
     let first = File::open(&path).unwrap();
     copies.complete("file", &local);
     assert_eq!(std::fs::read(&path).unwrap(), stored, "the first is still open");
-    let in_use = m.metric("warpdrive_fuse_opens_total", Some(("reason", "in_use_cached")));
-    assert_eq!(in_use, 1.0);
+    let in_use = opens_because(&m, "in_use_cached");
+    assert_eq!(in_use, 1);
     drop(first);
     wait_for_releases(&m);
     let second = File::open(&path).unwrap();
@@ -302,8 +316,8 @@ fn an_evicted_file_gives_its_space_back() {
         assert_eq!(m.read("file"), pattern(MIB, FROM_FILE));
         wait_for_releases(&m);
     }
-    let kept = m.metric("warpdrive_fuse_opens_total", Some(("reason", "kept")));
-    assert_eq!(kept, 2.0, "a registration is kept from one open to the next");
+    let kept = opens_because(&m, "kept");
+    assert_eq!(kept, 2, "a registration is kept from one open to the next");
     let unmount = || rustix::mount::unmount(&disk, rustix::mount::UnmountFlags::empty()).is_ok();
     assert!(!unmount());
     copies.remove("file").evict();
@@ -345,7 +359,7 @@ fn a_copy_that_turned_out_bad_is_given_to_nobody_else() {
 }
 
 fn wait_for_one(m: &Mounted) {
-    wait_until("all but one release", || m.metric("warpdrive_fuse_open_files", None) == 1.0);
+    wait_until("all but one release", || open_files(m) == 1);
 }
 
 /// More opens than registrations are kept, and more files open at once than that.
@@ -366,7 +380,7 @@ fn ten_thousand_files_can_be_open_at_once() {
     let Some((m, copies)) = mounted(
         dir.path(),
         |store| {
-            (0..files).for_each(|i| _ = store.insert(&name(i), format!("s{i:05}").into_bytes()))
+            (0..files).for_each(|i| _ = store.insert(&name(i), format!("s{i:05}").into_bytes()));
         },
         |_| {},
     ) else {
@@ -438,9 +452,9 @@ fn parallel_opens_while_copies_come_and_go_never_fail() {
             std::thread::sleep(Duration::from_millis(7));
             let fate = copies.remove(name);
             if step % 5 == 0 {
-                fate.condemn()
+                fate.condemn();
             } else {
-                fate.evict()
+                fate.evict();
             }
             std::thread::sleep(Duration::from_millis(3));
             step += 1;
@@ -452,7 +466,7 @@ fn parallel_opens_while_copies_come_and_go_never_fail() {
     assert!(opens(&m, "passthrough") > 0);
     assert!(opens(&m, "cached") > 0);
     wait_for_releases(&m);
-    assert_eq!(m.metric("warpdrive_fuse_errors_total", Some(("errno", "EIO"))), 0.0);
+    assert_eq!(whole(m.metric("warpdrive_fuse_errors_total", Some(("errno", "EIO")))), 0);
 }
 
 /// Several processes map one file, as loaders of model weights do.
@@ -554,10 +568,44 @@ fn serves_without_privilege() {
         .get_metric()
         .iter()
         .map(|metric| {
-            let labels: Vec<_> = metric.get_label().iter().map(|l| l.value()).collect();
+            let labels: Vec<_> =
+                metric.get_label().iter().map(prometheus::proto::LabelPair::value).collect();
             format!("{} {}", labels.join(" "), metric.get_counter().get_value())
         })
         .collect();
     println!("SERVED {}", said.join(", "));
     runtime.block_on(mount.unmount(Duration::from_secs(1))).unwrap();
+}
+
+/// Prints what opening, reading and closing costs in each way: run it with `--ignored --nocapture`.
+#[test]
+#[ignore = "a measurement"]
+fn what_opening_costs() {
+    const FILES: usize = 2000;
+    let size = 128 << 10;
+    let dir = tempfile::tempdir().unwrap();
+    let name = |n: usize| format!("{n:05}");
+    let fill = |store: &MemoryStore| {
+        (0..FILES).for_each(|n| _ = store.insert(&name(n), pattern(size, FROM_STORE)));
+    };
+    let Some((m, copies)) = mounted(dir.path(), fill, |_| {}) else { return };
+    let root = m.path("");
+    let mut buffer = vec![0; size];
+    let mut round = |what: &str, root: &Path| {
+        let began = Instant::now();
+        for n in 0..FILES {
+            let opened = File::open(root.join(name(n))).unwrap();
+            opened.read_exact_at(&mut buffer, 0).unwrap();
+        }
+        println!("{what}: {:?}", began.elapsed() / FILES as u32);
+    };
+    for _ in 0..2 {
+        round("cached", &root);
+    }
+    (0..FILES).for_each(|n| copies.complete(&name(n), &pattern(size, FROM_FILE)));
+    std::thread::sleep(Duration::from_millis(1200));
+    for _ in 0..4 {
+        round("plain", dir.path());
+        round("passthrough", &root);
+    }
 }

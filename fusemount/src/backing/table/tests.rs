@@ -297,3 +297,39 @@ fn restart(world: &mut World, lost: bool) -> std::result::Result<(), TestCaseErr
     world.table = table;
     Ok(())
 }
+
+#[test]
+fn files_that_are_opened_in_turn_find_their_registrations() {
+    const KEPT: usize = 100;
+    let mut table = ModeTable::new(KEPT);
+    let fates: Vec<Arc<CopyFate>> = (0..2 * KEPT).map(|_| Arc::default()).collect();
+    let mut kept = 0;
+    for epoch in 0..20 {
+        for (n, fate) in (0..).zip(&fates) {
+            let node = NodeId(10 + n);
+            match table.open(node, Offer::Copy(Arc::clone(fate))) {
+                Outcome::Register => {
+                    let id = (epoch * fates.len() as u64 + n) as u32;
+                    table.open(node, Offer::Registered(id, Arc::clone(fate)));
+                }
+                Outcome::Opened(_, How::Kept) => kept += usize::from(epoch >= 10),
+                other => panic!("{other:?}"),
+            }
+            assert!(table.release(node));
+            table.take_dropped();
+        }
+    }
+    // A half fits, and a fifth of that is what aging may cost.
+    assert!(kept > 10 * fates.len() * 4 / 10, "{kept} of {}", 10 * fates.len());
+    // And files that are opened no more make room in time.
+    for round in 0..40 * KEPT as u64 {
+        let node = NodeId(10_000 + round % 50);
+        let fate = Arc::clone(&fates[(round % 50) as usize]);
+        if table.open(node, Offer::Copy(Arc::clone(&fate))) == Outcome::Register {
+            table.open(node, Offer::Registered(100_000 + round as u32, fate));
+        }
+        assert!(table.release(node));
+    }
+    let new = (0..50).filter(|n| table.entries.contains_key(&NodeId(10_000 + n))).count();
+    assert_eq!(new, 50);
+}

@@ -388,7 +388,9 @@ proptest! {
 async fn a_directory_is_read_on_where_the_worker_before_ended() {
     let mut world = World::new();
     let names: Vec<String> = (0..50).map(|n| format!("{n:02}")).collect();
-    names.iter().for_each(|name| _ = world.store.insert(&format!("d/{name}"), "x"));
+    for name in &names {
+        world.store.insert(&format!("d/{name}"), "x");
+    }
     let data = world.lookup(NodeId::ROOT, "data", Death::Never).await.unwrap();
     let directory = world.lookup(data, "d", Death::Never).await.unwrap();
     for (step, deaths) in [
