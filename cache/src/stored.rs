@@ -56,6 +56,11 @@ impl CachedStore {
         Self { shared, origin, lists: Arc::new(lists) }
     }
 
+    /// The number under which reports of the cache name it.
+    pub fn id(&self) -> u64 {
+        self.origin.id
+    }
+
     /// The name that it was attached under.
     pub fn name(&self) -> &str {
         &self.origin.name
