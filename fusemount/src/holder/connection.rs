@@ -13,6 +13,7 @@ use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount};
 
 use super::registrations::Registrations;
+use super::wire::MAX_DESCRIPTORS;
 use super::{device, say};
 use crate::config::HolderConfig;
 use crate::mount::{MountEntry, MountError, attach_own, mounted_at, raise_read_ahead};
@@ -91,7 +92,8 @@ impl Connection {
     }
 
     fn clones(&self, count: usize) -> io::Result<Vec<OwnedFd>> {
-        (0..count.max(1)).map(|_| device::clone(self.device.as_fd())).collect()
+        let count = count.clamp(1, MAX_DESCRIPTORS);
+        (0..count).map(|_| device::clone(self.device.as_fd())).collect()
     }
 
     /// True once the kernel has an answer to INIT, and so knows nodes.

@@ -30,6 +30,7 @@ use crate::harness::{Detached, bucket, can_mount, pattern, runtime};
 const SOCKET: &str = "FUSEMOUNT_TEST_SOCKET";
 const PATIENCE_MS: &str = "FUSEMOUNT_TEST_PATIENCE_MS";
 const UIDS: &str = "FUSEMOUNT_TEST_UIDS";
+const LOOPS: &str = "FUSEMOUNT_TEST_LOOPS";
 const TAKE_OVER: &str = "FUSEMOUNT_TEST_TAKE_OVER";
 
 /// Files of every worker, in its one directory, each with the pattern of its number.
@@ -49,6 +50,9 @@ fn holds() {
     config.allow_other = true;
     if let Ok(patience) = std::env::var(PATIENCE_MS) {
         config.patience = Duration::from_millis(patience.parse().unwrap());
+    }
+    if let Ok(loops) = std::env::var(LOOPS) {
+        config.loops = loops.parse().unwrap();
     }
     if let Ok(uids) = std::env::var(UIDS) {
         config.uids = uids.split(',').map(|uid| uid.parse().unwrap()).collect();
@@ -588,6 +592,18 @@ fn a_worker_that_dies_before_it_reads_is_in_nobodys_way() {
     }
     let _worker = held.worker();
     assert!(read(&held.file(2)).unwrap() == pattern(FILE_BYTES, 2));
+}
+
+#[test]
+fn any_number_of_event_loops_is_made_possible() {
+    for loops in ["0", "1", "1000"] {
+        let Some(held) = Held::start(&[(LOOPS, loops)]) else { return };
+        let mut worker = held.worker();
+        assert!(read(&held.file(2)).unwrap() == pattern(FILE_BYTES, 2));
+        worker.kill();
+        let _next = held.worker();
+        assert!(read(&held.file(3)).unwrap() == pattern(FILE_BYTES, 3));
+    }
 }
 
 fn cpu_ticks(process: u32) -> u64 {
