@@ -63,6 +63,16 @@ impl Gateway {
         metrics: Metrics,
     ) -> io::Result<Self> {
         let listener = TcpListener::bind(config.listen).await?;
+        Self::on(listener, config, namespace, metrics)
+    }
+
+    /// Takes a socket that listens already, in place of the configured address.
+    pub fn on(
+        listener: TcpListener,
+        config: GatewayConfig,
+        namespace: Arc<Namespace>,
+        metrics: Metrics,
+    ) -> io::Result<Self> {
         let address = listener.local_addr()?;
         let (max_connections, header_timeout, send_timeout) =
             (config.max_connections, config.header_timeout, config.send_timeout);

@@ -7,6 +7,7 @@
 mod crashes;
 mod kernel;
 mod link;
+mod sockets;
 
 use std::time::{Duration, Instant};
 
@@ -17,6 +18,7 @@ use crate::cli::Stop;
 use crashes::{Crashes, Verdict};
 use kernel::{Inbox, Seen, Worker};
 pub(crate) use link::Link;
+use sockets::Kept;
 
 /// Crashes within a minute after which a supervisor gives up, where nothing else is said: far more
 /// than any accident, and over within seconds where every start fails.
@@ -86,15 +88,16 @@ pub(crate) fn supervise(most: u16) -> Result<(), Stop> {
     let failed = |what: &str, error: std::io::Error| Stop::Failed(format!("{what}: {error}"));
     let inbox = Inbox::open().map_err(|e| failed("signals", e))?;
     let mut crashes = Crashes::new(most);
-    let mut state = State::default();
+    let (mut state, mut kept) = (State::default(), Kept::default());
     for restarts in 0_u32.. {
-        let worker = Worker::spawn(restarts).map_err(|e| failed("the worker", e))?;
+        let worker = Worker::spawn(restarts, kept).map_err(|e| failed("the worker", e))?;
         state.worker_ready = false;
         let ended = watch(&worker, &inbox, &mut state);
         if state.stopping || !ended.is_crash(state.ever_ready) {
             return end(ended);
         }
         let pid = worker.pid.as_raw_nonzero();
+        kept = worker.into_kept();
         let again = match crashes.add(Instant::now(), state.worker_ready) {
             Verdict::Again(again) => again,
             Verdict::GiveUp(count) => {

@@ -1,14 +1,15 @@
-//! What the supervisor asks of the kernel: a worker, signals as messages, and a pipe.
+//! What the supervisor asks of the kernel: a worker, signals as messages, and a socket.
 //!
 //! Invariant: the signals of [`PASSED_ON`] are blocked in the supervisor from [`Inbox::open`] on, so
 //! none is lost between two waits, and a worker begins with none blocked. Nothing here decides.
 
 #![allow(unsafe_code)] // signalfd, signal masks and what happens between fork and exec have no safe form.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::fs::File;
 use std::io::{self, Read};
 use std::mem::MaybeUninit;
+use std::net::TcpListener;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::process::CommandExt;
@@ -21,13 +22,14 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::FdFlags;
 use rustix::process::{Pid, Signal};
 
-use super::link;
+use super::sockets::Kept;
+use super::{link, sockets};
 
 /// What is passed on to the worker.
 const PASSED_ON: [Signal; 6] =
     [Signal::TERM, Signal::INT, Signal::HUP, Signal::QUIT, Signal::USR1, Signal::USR2];
-/// A worker says two lines of ten bytes in its life.
-const LINE_BYTES: usize = 256;
+/// Lines that are heard in one turn: a worker says four in its life.
+const MAX_LINES: usize = 16;
 
 /// What a wait found.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -112,30 +114,35 @@ pub(super) struct Worker {
     /// Its process.
     pub(super) pid: Pid,
     /// What it tells.
-    pipe: File,
+    pipe: OwnedFd,
     /// It can tell nothing more.
     closed: Cell<bool>,
+    /// What is to be open also when it has ended.
+    kept: RefCell<Kept>,
 }
 
 impl Worker {
-    /// Starts this program again with the same arguments, as a worker.
-    pub(super) fn spawn(restarts: u32) -> io::Result<Self> {
+    /// Starts this program again with the same arguments, as a worker that inherits `kept`.
+    pub(super) fn spawn(restarts: u32, kept: Kept) -> io::Result<Self> {
         // By its path, so that lists of processes show the name and a program that was replaced is
         // used; else by what runs now, which is there also when the file is not.
         let path = std::env::current_exe().unwrap_or_else(|_| PathBuf::from("/proc/self/exe"));
-        Self::start(&path, restarts).or_else(|_| Self::start(Path::new("/proc/self/exe"), restarts))
+        let started = Self::start(&path, restarts, &kept)
+            .or_else(|_| Self::start(Path::new("/proc/self/exe"), restarts, &kept));
+        let (pid, pipe) = started?;
+        Ok(Self { pid, pipe, closed: Cell::new(false), kept: RefCell::new(kept) })
     }
 
-    fn start(program: &Path, restarts: u32) -> io::Result<Self> {
-        let (ours, theirs) = rustix::pipe::pipe_with(
-            rustix::pipe::PipeFlags::CLOEXEC | rustix::pipe::PipeFlags::NONBLOCK,
-        )?;
+    fn start(program: &Path, restarts: u32, kept: &Kept) -> io::Result<(Pid, OwnedFd)> {
+        let (ours, theirs) = sockets::pair()?;
         // Nothing else is started here meanwhile that could inherit it: there is one thread.
         rustix::io::fcntl_setfd(&theirs, FdFlags::empty())?;
         let this = rustix::process::getpid();
         let value = format!("{}:{}:{restarts}", this.as_raw_nonzero(), theirs.as_raw_fd());
         let mut command = Command::new(program);
         command.args(std::env::args_os().skip(1)).env(link::VARIABLE, value);
+        let (inherited, said) = kept.for_worker()?;
+        command.env(sockets::VARIABLE, said);
         // A Ctrl-C of the terminal would reach the worker twice, and twice means at once.
         command.process_group(0);
         // SAFETY: only system calls that may be made between fork and exec; nothing is allocated.
@@ -143,26 +150,43 @@ impl Worker {
             command.pre_exec(move || begin(this));
         }
         let child = command.spawn()?;
-        drop(theirs);
+        drop((theirs, inherited));
         let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
         let pid = pid.ok_or_else(|| io::Error::other("a process without an id"))?;
-        Ok(Self { pid, pipe: File::from(ours), closed: Cell::new(false) })
+        Ok((pid, ours))
     }
 
-    /// The lines that came.
+    /// What the next worker inherits.
+    pub(super) fn into_kept(self) -> Kept {
+        self.kept.into_inner()
+    }
+
+    /// The lines that came; a socket that came beside one is kept.
     fn told(&self) -> Vec<Seen> {
-        let mut buffer = [0; LINE_BYTES];
-        let count = match (&self.pipe).read(&mut buffer) {
-            Ok(0) => {
-                self.closed.set(true);
-                0
+        let mut seen = Vec::new();
+        for _ in 0..MAX_LINES {
+            let (line, socket) = match sockets::receive(self.pipe.as_fd()) {
+                Ok((line, _)) if line.is_empty() => {
+                    self.closed.set(true);
+                    break;
+                }
+                Ok(received) => received,
+                // Nothing is there yet.
+                Err(_) => break,
+            };
+            match (line.strip_prefix(link::LISTEN), socket) {
+                (Some(role), Some(socket)) => self.kept.borrow_mut().keep(role, socket),
+                (Some(_), None) => {}
+                (None, _) => {
+                    if line == link::STOPPING {
+                        // It has stopped to accept: who comes now is to be told at once.
+                        self.kept.borrow_mut().clear();
+                    }
+                    seen.push(Seen::Told(line));
+                }
             }
-            Ok(count) => count,
-            // Nothing is there yet.
-            Err(_) => 0,
-        };
-        let text = String::from_utf8_lossy(&buffer[..count]);
-        text.lines().map(|line| Seen::Told(line.to_owned())).collect()
+        }
+        seen
     }
 }
 
@@ -185,19 +209,35 @@ fn begin(supervisor: Pid) -> io::Result<()> {
     }
 }
 
-/// The writing end of the pipe that a supervisor gave to this process; `None` where the number is
-/// not that of a pipe, or was taken before.
-pub(super) fn take_pipe(descriptor: i32) -> Option<File> {
+/// The worker's end of the way to its supervisor; `None` where the number is not that of a socket,
+/// or was taken before.
+pub(super) fn take_socket(descriptor: i32) -> Option<OwnedFd> {
     static TAKEN: Mutex<bool> = Mutex::new(false);
     let mut taken = TAKEN.lock().ok()?;
-    let kind = std::fs::metadata(format!("/proc/self/fd/{descriptor}")).ok()?.file_type();
-    if *taken || descriptor <= 2 || !kind.is_fifo() {
+    if *taken {
         return None;
     }
+    let socket = take(descriptor)?;
     *taken = true;
+    Some(socket)
+}
+
+/// A listening socket that the supervisor kept. To be called once for each that it names, by whoever
+/// took the socket of the supervisor.
+pub(super) fn take_listener(descriptor: i32) -> Option<TcpListener> {
+    let listener = TcpListener::from(take(descriptor)?);
+    listener.set_nonblocking(true).ok()?;
+    Some(listener)
+}
+
+fn take(descriptor: i32) -> Option<OwnedFd> {
+    let kind = std::fs::metadata(format!("/proc/self/fd/{descriptor}")).ok()?.file_type();
+    if descriptor <= 2 || !kind.is_socket() {
+        return None;
+    }
     // SAFETY: the supervisor opened it for this process, which takes it once; nothing else knows
     // its number.
-    let pipe = unsafe { OwnedFd::from_raw_fd(descriptor) };
-    rustix::io::fcntl_setfd(pipe.as_fd(), FdFlags::CLOEXEC).ok()?;
-    Some(File::from(pipe))
+    let socket = unsafe { OwnedFd::from_raw_fd(descriptor) };
+    rustix::io::fcntl_setfd(socket.as_fd(), FdFlags::CLOEXEC).ok()?;
+    Some(socket)
 }

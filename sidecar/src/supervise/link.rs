@@ -3,25 +3,30 @@
 //! Invariant: telling never fails and never waits: a supervisor that does not listen is the
 //! supervisor's trouble. A process that a supervisor did not start has no link.
 
-use std::fs::File;
-use std::io::Write;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Mutex, PoisonError};
 
-use super::kernel;
+use super::{kernel, sockets};
 
-/// How the supervisor names itself to the worker: its process id, the descriptor of the pipe, and
+/// How the supervisor names itself to the worker: its process id, the descriptor of the socket, and
 /// how often it has started a worker again.
 pub(super) const VARIABLE: &str = "WARPDRIVE_SUPERVISOR";
 /// The worker serves. The words are those of sd_notify(3).
 pub(super) const READY: &str = "READY=1";
 /// The worker was asked to stop.
 pub(super) const STOPPING: &str = "STOPPING=1";
+/// The worker listens at the socket beside this line, which ends with what for.
+pub(super) const LISTEN: &str = "LISTEN=";
 
 /// A worker's way to its supervisor.
 #[derive(Debug)]
 pub(crate) struct Link {
-    pipe: File,
+    pipe: OwnedFd,
     supervisor: u32,
     restarts: u32,
+    /// What an earlier worker listened at, and nobody has asked for yet.
+    listeners: Mutex<Vec<(String, TcpListener)>>,
 }
 
 impl Link {
@@ -36,7 +41,30 @@ impl Link {
             return None;
         }
         let supervisor = parent.unsigned_abs();
-        Some(Self { pipe: kernel::take_pipe(descriptor)?, supervisor, restarts })
+        let pipe = kernel::take_socket(descriptor)?;
+        let inherited = std::env::var(sockets::VARIABLE).unwrap_or_default();
+        let inherited = sockets::parse(&inherited).into_iter();
+        let listeners = inherited
+            .filter_map(|(role, descriptor)| Some((role, kernel::take_listener(descriptor)?)));
+        let listeners = Mutex::new(listeners.collect());
+        Some(Self { pipe, supervisor, restarts, listeners })
+    }
+
+    /// The socket at which the worker before this one listened, where that is the address that is
+    /// wanted now. Clients that came in between wait in its backlog.
+    pub(crate) fn listener(&self, role: &str, address: SocketAddr) -> Option<TcpListener> {
+        let mut listeners = self.listeners.lock().unwrap_or_else(PoisonError::into_inner);
+        let index = listeners.iter().position(|(kept, _)| kept == role)?;
+        let (_, listener) = listeners.swap_remove(index);
+        let bound = listener.local_addr().ok()?;
+        let same_port = address.port() == 0 || address.port() == bound.port();
+        (same_port && address.ip() == bound.ip()).then_some(listener)
+    }
+
+    /// Has the supervisor keep a listening socket open for the next worker.
+    pub(crate) fn keep(&self, role: &str, listener: BorrowedFd<'_>) {
+        // Without it clients are refused for as long as a start takes.
+        let _ = sockets::send(self.pipe.as_fd(), &format!("{LISTEN}{role}"), Some(listener));
     }
 
     /// The process that stays the same over restarts.
@@ -60,7 +88,7 @@ impl Link {
     }
 
     fn tell(&self, line: &str) {
-        let _ = (&self.pipe).write_all(format!("{line}\n").as_bytes());
+        let _ = sockets::send(self.pipe.as_fd(), line, None);
     }
 }
 
