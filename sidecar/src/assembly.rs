@@ -153,7 +153,7 @@ fn cache_config(settings: &CacheSettings) -> CacheConfig {
             high_water: settings.evict_high_water,
             low_water: settings.evict_low_water,
             min_free_bytes: settings.min_free_bytes,
-            block_share: settings.block_share,
+            block_share: block_share(settings, *capacity),
             files: settings.files.clone(),
             ..DiskConfig::new(path, *capacity)
         }),
@@ -163,6 +163,15 @@ fn cache_config(settings: &CacheSettings) -> CacheConfig {
         readahead_blocks: settings.readahead_blocks as usize,
         ..CacheConfig::default()
     }
+}
+
+/// A share that the block tier can work with, also of a small cache: it writes groups of blocks, and
+/// evicts them group by group.
+fn block_share(settings: &CacheSettings, capacity_bytes: u64) -> f64 {
+    /// Twice what the tier refuses to begin with.
+    const LEAST_BLOCKS: u64 = 32;
+    let least = settings.block_bytes.saturating_mul(LEAST_BLOCKS);
+    (least as f64 / capacity_bytes.max(1) as f64).min(1.0).max(settings.block_share)
 }
 
 fn policy(freshness: &Freshness, retention: Retention) -> StorePolicy {
