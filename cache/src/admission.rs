@@ -16,6 +16,8 @@ mod ghost;
 mod lists;
 mod recent;
 mod reuse;
+mod review;
+mod room;
 mod sets;
 
 #[cfg(test)]
@@ -25,7 +27,7 @@ use crate::Retention;
 use ghost::Ghost;
 use lists::{List, NewNode, Place, Queue, Residents, U64Map};
 use recent::Recent;
-use reuse::Pattern;
+use reuse::floor;
 pub(crate) use sets::SetId;
 use sets::Sets;
 pub use sets::{Activity, Mode, Why};
@@ -201,9 +203,10 @@ impl Admission {
         set.used_at_bytes = self.now_bytes;
         // One that was read again and again earns its room anew, however long it was away. One that was read
         // once is part of a longer pass, and worth waiting for.
-        let waited_bytes = match set.repeated_since {
-            true => pause_bytes.min(self.capacity_bytes.saturating_mul(PATIENCE)),
-            false => pause_bytes,
+        let waited_bytes = if set.repeated_since {
+            pause_bytes.min(self.capacity_bytes.saturating_mul(PATIENCE))
+        } else {
+            pause_bytes
         };
         if pause_bytes > quiet_bytes {
             set.active_since_bytes = self.now_bytes;
@@ -211,7 +214,7 @@ impl Admission {
             set.repeated_since = false;
         }
         // As many objects as would fit.
-        let fit = (self.capacity_bytes as f64 / self.mean_bytes.max(1.0)) as u64;
+        let fit = floor(self.capacity_bytes as f64 / self.mean_bytes.max(1.0));
         if self.recent.is_same_use(item, set.reuse.objects(), fit) {
             return;
         }
@@ -307,11 +310,13 @@ impl Admission {
     }
 
     /// Bytes that are resident.
+    #[cfg(test)]
     pub(crate) fn resident_bytes(&self) -> u64 {
         self.all.bytes()
     }
 
     /// Objects that are resident.
+    #[cfg(test)]
     pub(crate) fn resident_objects(&self) -> usize {
         self.all.len()
     }
@@ -353,246 +358,8 @@ impl Admission {
     /// A set that was not used while so many bytes of others were is not being read just now. Long
     /// against a gap between two uses, short against a pass.
     fn quiet_bytes(&self) -> u64 {
-        let objects = 8 * self.mean_bytes as u64;
+        let objects = floor(8.0 * self.mean_bytes);
         (self.capacity_bytes / 32).max(objects.min(self.capacity_bytes / 4)).max(1)
-    }
-
-    fn is_worth_it(&mut self, number: u16, bytes: u64, free_bytes: u64) -> bool {
-        let me = self.party_of(number);
-        let needy = self.smaller_than_largest(number, bytes);
-        let now = self.now_bytes;
-        let giver = self.giver.filter(|(_, until)| now <= *until).map(|(who, _)| who);
-        let until = now + self.quiet_bytes();
-        if bytes <= free_bytes {
-            // Room that was made for a smaller set is not for the one that made it, as long as the
-            // smaller one goes on filling it.
-            if giver.is_some() && giver == needy {
-                self.giver = needy.map(|who| (who, until));
-            }
-            return giver != Some(me);
-        }
-        if self.pin_of(number) == Retention::Keep {
-            return false;
-        }
-        if self.has_spare(bytes) {
-            self.promised_bytes += bytes;
-            return true;
-        }
-        if let Some(who) = needy.or_else(|| self.worth_less(number)) {
-            self.giver = Some((who, until));
-            self.owed_bytes = self.owed_bytes.saturating_add(bytes).min(self.capacity_bytes);
-            return true;
-        }
-        me == Party::Pool && self.small.len + self.main.len > 0
-    }
-
-    fn pin_of(&self, number: u16) -> Retention {
-        self.pins.get(&self.sets.get(number).store_id).copied().unwrap_or_default()
-    }
-
-    fn party_of(&self, number: u16) -> Party {
-        match self.sets.get(number).mode {
-            Mode::Keep => Party::Set(number),
-            Mode::Evict => Party::Pool,
-        }
-    }
-
-    /// Bytes that a party holds, for each set of it.
-    fn held(&self, party: Party) -> u64 {
-        match party {
-            Party::Pool => (self.small.bytes + self.main.bytes) / self.pool_weight.max(1),
-            Party::Set(number) => self.sets.get(number).resident_bytes(),
-        }
-    }
-
-    /// The largest party, where this set is so much smaller that it should grow at its expense. A
-    /// set that was never seen twice has shown no use for room.
-    fn smaller_than_largest(&mut self, number: u16, bytes: u64) -> Option<Party> {
-        let me = self.party_of(number);
-        let (largest, held) = self.largest()?;
-        let set = self.sets.get(number);
-        let deserves = set.mode == Mode::Evict || set.reuse.repeats();
-        // An eighth of a quiet period of slack, or two sets of one size would trade for ever.
-        let quiet_bytes = self.quiet_bytes();
-        let slack = quiet_bytes / 8 + bytes;
-        // Both must be read at the same time: what the one read before the other began will be read
-        // again before anything of the other is.
-        let largest_used_at_bytes = match largest {
-            Party::Pool => self.pool_used_at_bytes,
-            Party::Set(number) => self.sets.get(number).used_at_bytes,
-        };
-        let side_by_side = largest_used_at_bytes > set.active_since_bytes + quiet_bytes / 4;
-        (deserves && side_by_side && largest != me && self.held(me) + slack < held)
-            .then_some(largest)
-    }
-
-    /// A set that is not being read now and of which every object is used less than half as often as
-    /// those of this one, in bytes of everybody.
-    fn worth_less(&self, number: u16) -> Option<Party> {
-        let (least, its_gap_bytes) = self.least?;
-        let set = self.sets.get(number);
-        let gap_bytes = set.reuse.gap_bytes()?;
-        let is_away = self.sets.get(least).used_at_bytes <= set.active_since_bytes;
-        let holds = self.sets.get(least).kept.len > 0;
-        (holds && is_away && least != number && gap_bytes < its_gap_bytes / 2)
-            .then_some(Party::Set(least))
-    }
-
-    fn largest(&mut self) -> Option<(Party, u64)> {
-        if self.largest_for == 0 {
-            self.largest_for = VICTIMS_PER_LOOK;
-            self.largest = self.look_for_largest();
-        }
-        self.largest_for -= 1;
-        let (party, _) = self.largest?;
-        Some((party, self.held(party)))
-    }
-
-    fn look_for_largest(&mut self) -> Option<(Party, u64)> {
-        let mut largest = None;
-        let mut looked = 1;
-        if self.pool_weight > 0 && self.small.len + self.main.len > 0 {
-            largest = Some((Party::Pool, self.held(Party::Pool)));
-        }
-        for number in self.sets.roots() {
-            looked += 1;
-            let set = self.sets.get(number);
-            let held = set.resident_bytes();
-            if set.mode == Mode::Keep
-                && set.activity == Activity::Active
-                && held > 0
-                && self.pin_of(number) != Retention::Keep
-                && largest.is_none_or(|(_, most)| held > most)
-            {
-                largest = Some((Party::Set(number), held));
-            }
-        }
-        self.steps += looked;
-        largest
-    }
-
-    fn has_spare(&self, bytes: u64) -> bool {
-        let stock = self.idle_bytes.saturating_sub(self.promised_bytes);
-        stock > 0 && stock >= bytes.min(self.idle_bytes)
-            || self.stale.iter().any(|number| self.stale_place(*number).is_some())
-    }
-
-    /// The oldest object of a set, if it did not return when it should have.
-    fn stale_place(&self, number: u16) -> Option<Place> {
-        let set = self.sets.get(number);
-        let place = set.kept.oldest()?;
-        let used_at = self.all.at(place).used_at.max(set.merged_at);
-        let is_past = |limit: u64| set.clock.saturating_sub(used_at) > limit;
-        let is_stale = set.mode == Mode::Keep
-            && (set.reuse.stale_after().is_some_and(is_past)
-                || set.reuse.shifted_at().is_some_and(|at| used_at < at));
-        is_stale.then_some(place)
-    }
-
-    fn spare_place(&mut self) -> Option<Place> {
-        while let Some(number) = self.idle.last().copied() {
-            self.steps += 1;
-            if let Some(place) = self.sets.get(number).kept.oldest() {
-                let bytes = self.all.at(place).bytes;
-                self.idle_bytes = self.idle_bytes.saturating_sub(bytes);
-                return Some(place);
-            }
-            self.idle.pop();
-        }
-        if self.pool_is_idle
-            && let Some(place) = self.pool_place()
-        {
-            self.idle_bytes = self.idle_bytes.saturating_sub(self.all.at(place).bytes);
-            return Some(place);
-        }
-        while let Some(number) = self.stale.last().copied() {
-            self.steps += 1;
-            if let Some(place) = self.stale_place(number) {
-                return Some(place);
-            }
-            self.stale.pop();
-        }
-        None
-    }
-
-    fn forced_place(&mut self) -> Option<Place> {
-        if let Some((giver, _)) = self.giver.filter(|_| self.owed_bytes > 0)
-            && let Some(place) = self.place_of(giver)
-        {
-            self.owed_bytes = self.owed_bytes.saturating_sub(self.all.at(place).bytes.max(1));
-            return Some(place);
-        }
-        let party = self.largest().map(|(party, _)| party);
-        let first = party.and_then(|party| self.place_of(party));
-        first.or_else(|| self.pool_place()).or_else(|| self.any_place())
-    }
-
-    fn place_of(&mut self, party: Party) -> Option<Place> {
-        match party {
-            Party::Pool => self.pool_place(),
-            // Its newest: what was just used returns last, whether passes are shuffled or not.
-            Party::Set(number) => self.sets.get(number).kept.newest(),
-        }
-    }
-
-    /// An object of the largest set, whatever it is; those that are pinned come last.
-    fn any_place(&mut self) -> Option<Place> {
-        let mut best: Option<(bool, u64, u16)> = None;
-        let mut looked = 0;
-        for number in self.sets.roots() {
-            looked += 1;
-            let kept = self.sets.get(number).kept;
-            let key = (self.pin_of(number) != Retention::Keep, kept.bytes, number);
-            if kept.len > 0 && best.is_none_or(|best| key > best) {
-                best = Some(key);
-            }
-        }
-        self.steps += looked;
-        best.and_then(|(_, _, number)| self.sets.get(number).kept.newest())
-    }
-
-    /// How many evicted objects are remembered: as many as the main queue should hold.
-    fn ghosts(&self) -> usize {
-        let pooled = self.small.len + self.main.len;
-        pooled - pooled / SMALL_ONE_IN as usize
-    }
-
-    /// S3-FIFO's choice, among the sets that evict. Objects of sets that began to keep meanwhile leave
-    /// the pool here, once each.
-    fn pool_place(&mut self) -> Option<Place> {
-        loop {
-            self.steps += 1;
-            let pool_bytes = self.small.bytes + self.main.bytes;
-            let from_small = self.small.bytes * SMALL_ONE_IN >= pool_bytes || self.main.len == 0;
-            let oldest = if from_small { self.small.oldest() } else { self.main.oldest() };
-            let place = oldest.or_else(|| self.small.oldest())?;
-            let set = self.sets.get(self.sets.root(self.all.at(place).set));
-            if set.mode == Mode::Keep {
-                if set.activity == Activity::Idle {
-                    return Some(place);
-                }
-                self.move_to(place, Queue::Kept);
-                continue;
-            }
-            let node = self.all.at_mut(place);
-            match node.queue {
-                Queue::Small if node.uses > 1 => {
-                    node.uses = 0;
-                    self.move_to(place, Queue::Main);
-                }
-                Queue::Small => {
-                    let item = node.item;
-                    let ghosts = self.ghosts();
-                    self.ghost.remember(item, ghosts);
-                    return Some(place);
-                }
-                Queue::Main if node.uses > 0 => {
-                    node.uses -= 1;
-                    self.move_to(place, Queue::Main);
-                }
-                Queue::Main | Queue::Kept => return Some(place),
-            }
-        }
     }
 
     /// An object that is resident was used.
@@ -678,98 +445,5 @@ impl Admission {
         let number = self.sets.root(self.all.at(place).set);
         self.sets.get_mut(number).counts.evicted += 1;
         self.forget(place)
-    }
-
-    /// Looks at every set: its mode, whether it is read, and what of it nobody will miss.
-    fn review(&mut self) {
-        let quiet_bytes = self.quiet_bytes();
-        self.review_at = (self.uses + REVIEW_EVERY, self.now_bytes + quiet_bytes / 2);
-        self.largest_for = 0;
-        // Of what was admitted, some is never written; the rest is inserted before it is forgotten here.
-        self.promised_bytes /= 2;
-        self.idle.clear();
-        self.stale.clear();
-        self.idle_bytes = 0;
-        self.pool_weight = 0;
-        self.least = None;
-        self.owed_bytes /= 2;
-        let numbers: Vec<u16> = self.sets.roots().collect();
-        self.steps += numbers.len() as u64;
-        for number in numbers {
-            let pin = self.pin_of(number);
-            self.judge(number, pin);
-            let activity = self.activity(number, quiet_bytes);
-            self.sets.get_mut(number).activity = activity;
-            let set = self.sets.get(number);
-            if set.mode == Mode::Evict && activity != Activity::Idle {
-                self.pool_weight += 1;
-            }
-            if pin == Retention::Keep || set.kept.len == 0 {
-                continue;
-            }
-            if activity == Activity::Idle {
-                self.idle_bytes += set.kept.bytes;
-                self.idle.push(number);
-                continue;
-            }
-            if self.stale_place(number).is_some() {
-                self.stale.push(number);
-            }
-            // One that is away longer than usual is used less often than it was.
-            let pause_bytes = self.now_bytes.saturating_sub(set.used_at_bytes);
-            let gap_bytes = set.reuse.gap_bytes().unwrap_or(0).max(pause_bytes);
-            if activity == Activity::Resting && self.least.is_none_or(|(_, most)| gap_bytes > most)
-            {
-                self.least = Some((number, gap_bytes));
-            }
-        }
-        let sets = &self.sets;
-        self.idle.sort_by_key(|number| std::cmp::Reverse(sets.get(*number).used_at_bytes));
-        self.pool_is_idle = self.pool_weight == 0;
-        if self.pool_is_idle {
-            self.idle_bytes += self.small.bytes + self.main.bytes;
-        }
-    }
-
-    fn activity(&self, number: u16, quiet_bytes: u64) -> Activity {
-        let pause = self.now_bytes.saturating_sub(self.sets.get(number).used_at_bytes);
-        // Half as much again as the longest pause so far.
-        let expected = self.sets.pause_bytes(number);
-        let patience = (expected + expected / 2).min(self.capacity_bytes.saturating_mul(HORIZON));
-        match pause {
-            pause if pause <= quiet_bytes => Activity::Active,
-            pause if pause <= patience.max(quiet_bytes) => Activity::Resting,
-            _ => Activity::Idle,
-        }
-    }
-
-    fn judge(&mut self, number: u16, pin: Retention) {
-        let set = self.sets.get_mut(number);
-        let pattern = set.reuse.pattern();
-        set.reuse.settle(pattern);
-        let (mode, why) = match (pin, pattern) {
-            (Retention::Keep, _) => (Mode::Keep, Why::Pinned),
-            (Retention::Evict, _) => (Mode::Evict, Why::Pinned),
-            (Retention::Auto, Pattern::Passes) => (Mode::Keep, Why::FullPasses),
-            (Retention::Auto, Pattern::Skewed) => (Mode::Evict, Why::SomeReturnEarly),
-            (Retention::Auto, Pattern::Unclear) => (set.mode, set.why),
-            (Retention::Auto, Pattern::Unknown) if set.why == Why::Pinned => {
-                (Mode::Keep, Why::NoRepeats)
-            }
-            (Retention::Auto, Pattern::Unknown) => (set.mode, set.why),
-        };
-        if mode == set.mode {
-            set.why = why;
-            return;
-        }
-        // A change moves every object of the set once, so each must be paid for by uses.
-        let objects = set.resident_objects();
-        let rest = (objects / MOVED_PER_USE as u64).max(REVIEW_EVERY * 4);
-        if why == Why::Pinned || set.counts.mode_changes == 0 || set.clock - set.mode_since >= rest
-        {
-            (set.mode, set.why) = (mode, why);
-            set.mode_since = set.clock;
-            set.counts.mode_changes += 1;
-        }
     }
 }

@@ -117,11 +117,13 @@ pub(super) struct Residents {
 
 impl Residents {
     /// Bytes of all of them.
+    #[cfg(test)]
     pub(super) fn bytes(&self) -> u64 {
         self.bytes
     }
 
     /// How many there are.
+    #[cfg(test)]
     pub(super) fn len(&self) -> usize {
         self.places.len()
     }

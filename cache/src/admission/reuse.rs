@@ -59,6 +59,12 @@ pub(super) enum Pattern {
     Unclear,
 }
 
+/// A count or a size, without its fraction. They are never negative.
+#[allow(clippy::cast_sign_loss)]
+pub(super) fn floor(value: f64) -> u64 {
+    value as u64
+}
+
 /// The sample of one set.
 #[derive(Debug)]
 pub(super) struct Reuse {
@@ -226,7 +232,7 @@ impl Reuse {
     /// About how many objects the set has.
     pub(super) fn objects(&self) -> u64 {
         let share = (self.threshold as f64 / u64::MAX as f64).max(1e-12);
-        (self.last.len() as f64 / share) as u64
+        floor(self.last.len() as f64 / share)
     }
 
     /// Passes or not.
@@ -275,7 +281,7 @@ impl Reuse {
     /// Bytes that the whole tier uses between two uses of one object, once objects returned: the shorter, the
     /// more each of them is worth.
     pub(super) fn gap_bytes(&self) -> Option<u64> {
-        (self.mean_gap_bytes > 0.0).then_some(self.mean_gap_bytes as u64)
+        (self.mean_gap_bytes > 0.0).then(|| floor(self.mean_gap_bytes))
     }
 
     /// True once objects returned.
@@ -286,7 +292,7 @@ impl Reuse {
     /// Uses of the set after which an object that did not return will not: twice the mean is the longest
     /// distance in shuffled epochs. `None` where longer distances might not have been seen.
     pub(super) fn stale_after(&self) -> Option<u64> {
-        let after = (self.mean * 2.25).max(self.longest * 1.1) as u64 + 1;
+        let after = floor((self.mean * 2.25).max(self.longest * 1.1)) + 1;
         (self.weight >= ENOUGH && after <= self.horizon).then_some(after)
     }
 

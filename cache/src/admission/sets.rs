@@ -259,19 +259,15 @@ impl Sets {
         let mut parent = None;
         for depth in 0..=usize::from(id.depth) {
             self.steps += 1;
-            let number = match self.by_hash.get(&id.hashes[depth]) {
-                Some(number) => *number,
-                None => match self.track(id, depth, parent, now_bytes, quiet_bytes) {
-                    Some(number) => number,
-                    None => {
-                        match parent {
-                            Some(parent) => self.make_whole(all, parent),
-                            // More stores than places: the first set of all stands for this one.
-                            None => _ = self.by_hash.insert(id.hashes[0], 0),
-                        }
-                        break;
-                    }
-                },
+            let known = self.by_hash.get(&id.hashes[depth]).copied();
+            let number = known.or_else(|| self.track(id, depth, parent, now_bytes, quiet_bytes));
+            let Some(number) = number else {
+                match parent {
+                    Some(parent) => self.make_whole(all, parent),
+                    // More stores than places: the first set of all stands for this one.
+                    None => _ = self.by_hash.insert(id.hashes[0], 0),
+                }
+                break;
             };
             if self.slot(number).merged_into.is_some() {
                 return self.root(number);

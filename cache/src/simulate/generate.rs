@@ -11,7 +11,7 @@ const OBJECTS: usize = 10_000;
 /// Bytes of an object where all have one size.
 const OBJECT_BYTES: u64 = 128 << 10;
 
-/// SplitMix64 (Steele, Lea, Flood, 2014).
+/// `SplitMix64` (Steele, Lea, Flood, 2014).
 #[derive(Debug, Clone)]
 pub(super) struct Random(pub(super) u64);
 
@@ -39,6 +39,12 @@ impl Random {
             items.swap(n, self.below(n + 1));
         }
     }
+}
+
+/// A size, without its fraction. It is never negative.
+#[allow(clippy::cast_sign_loss)]
+fn size(bytes: f64) -> u64 {
+    bytes as u64
 }
 
 /// Objects of one prefix of a store.
@@ -168,7 +174,7 @@ impl Draft {
             objects: self.objects,
             uses: self.uses,
             counted_from: self.counted_from,
-            capacity_bytes: (bytes as f64 * share) as u64,
+            capacity_bytes: size(bytes as f64 * share),
             jobs: jobs.to_vec(),
         }
     }
@@ -348,9 +354,9 @@ pub(super) fn lockstep(share: f64, seed: u64) -> Trace {
 /// Shuffled passes over objects from 8 KiB to 8 MiB.
 pub(super) fn sizes(share: f64, seed: u64) -> Trace {
     let mut draft = Draft::new(seed);
-    let mut random = Random(seed ^ 77);
+    let mut random = Random(seed ^ 0x77);
     let drawn: Vec<u64> =
-        (0..OBJECTS).map(|_| ((8 << 10) as f64 * 1024_f64.powf(random.unit())) as u64).collect();
+        (0..OBJECTS).map(|_| size(8_192.0 * 1_024_f64.powf(random.unit()))).collect();
     let set = draft.add_sized("train/", OBJECTS, 0, |n| drawn[n]);
     draft.epochs(&set, 1);
     draft.count_from_here();
