@@ -8,6 +8,7 @@
 //! Locks are taken in this order: the journal, the ledger, a part.
 
 mod check;
+mod current;
 mod homes;
 mod identity;
 mod index;
@@ -26,8 +27,8 @@ use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock, Weak};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -68,8 +69,6 @@ const ROOM_UNIT_BYTES: u64 = 1024;
 pub(crate) struct WholeFile {
     /// Its position means nothing: it is read at offsets.
     pub(crate) file: Arc<File>,
-    /// Bytes of the version, and of the file.
-    pub(crate) size: u64,
     /// What becomes of it. An evicted file still reads right; a bad one must not be read any more.
     pub(crate) fate: Arc<CopyFate>,
 }
@@ -194,8 +193,12 @@ pub(crate) struct FileTier {
     unique: AtomicU64,
     /// Journal entries that a crash of the machine may lose.
     unsynced: AtomicU64,
-    /// Bytes of the cache directory that are neither files nor parts, when last measured.
+    /// Bytes of the tier that are neither files nor parts, when last measured.
     others: AtomicU64,
+    /// Bytes of the block tier, when last measured.
+    blocks_before: AtomicU64,
+    /// Bytes that the block tier had written by then.
+    filled_before: AtomicU64,
     file_system: String,
     stacked: bool,
     metrics: Metrics,
@@ -431,7 +434,7 @@ impl FileTier {
             .and_then(|file| Ok((file.metadata()?.len(), file)));
         match opened {
             Ok((len, file)) if len == size => {
-                let file = Arc::new(WholeFile { file: Arc::new(file), size, fate });
+                let file = Arc::new(WholeFile { file: Arc::new(file), fate });
                 let closed = self.ledger.lock().index.keep_open(id, unique, &file);
                 drop(closed);
                 Ok(file)

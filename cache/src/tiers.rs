@@ -11,7 +11,9 @@ use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 
-use crate::blocks::{BlockCache, Directory, HybridBlocks, Refused, Remembered, Trouble};
+use crate::blocks::{
+    BlockCache, Directory, HybridBlocks, METADATA_INDEX, Refused, Remembered, Trouble,
+};
 use crate::files::{FileTier, Route, WholeFile};
 use crate::stats::{TierState, TierStats};
 use crate::version::{BlockKey, Version};
@@ -85,7 +87,10 @@ impl BlockCache for TieredBlocks {
     }
 
     fn on_disk(&self, key: &BlockKey) -> bool {
-        self.files.as_ref().is_some_and(|files| files.has(key)) || self.blocks.on_disk(key)
+        let in_files = self.files.as_ref().is_some_and(|files| {
+            if key.index == METADATA_INDEX { files.recalls(key) } else { files.has(key) }
+        });
+        in_files || self.blocks.on_disk(key)
     }
 
     async fn load(&self, key: &BlockKey, len: usize) -> Option<Bytes> {
@@ -129,14 +134,23 @@ impl BlockCache for TieredBlocks {
     }
 
     async fn recall(&self, key: &BlockKey) -> Option<Remembered> {
-        self.blocks.recall(key).await
+        let of_file = self.files.as_ref().and_then(|files| files.recall(key));
+        let of_blocks = self.blocks.recall(key).await;
+        // Both are hints; the younger one is worth more.
+        of_file.into_iter().chain(of_blocks).max_by_key(|held| held.confirmed)
     }
 
     fn remember(&self, key: BlockKey, what: &Remembered) {
+        if let Some(files) = &self.files {
+            files.confirm(&key, what);
+        }
         self.blocks.remember(key, what);
     }
 
     fn unremember(&self, key: BlockKey) {
+        if let Some(files) = &self.files {
+            files.unconfirm(&key);
+        }
         self.blocks.unremember(key);
     }
 

@@ -21,13 +21,18 @@ pub(crate) struct Version {
 
 impl Version {
     pub(crate) fn new(store: u64, key: ObjectKey, meta: ObjectMeta) -> Self {
+        let hash = Self::id_of(store, key.as_str(), meta.etag.as_str());
+        Self { store, key, meta, hash }
+    }
+
+    /// The [`Self::id`] of a version of this store, key and tag.
+    pub(crate) fn id_of(store: u64, key: &str, etag: &str) -> u64 {
         let mut hasher = XxHash3_64::with_seed(store);
-        hasher.write(key.as_str().as_bytes());
+        hasher.write(key.as_bytes());
         // No tag contains a NUL that a key's end could be mistaken for: 0xff is in no UTF-8 text.
         hasher.write_u8(0xff);
-        hasher.write(meta.etag.as_str().as_bytes());
-        let hash = hasher.finish();
-        Self { store, key, meta, hash }
+        hasher.write(etag.as_bytes());
+        hasher.finish()
     }
 
     pub(crate) fn etag(&self) -> &ETag {

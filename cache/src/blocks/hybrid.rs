@@ -235,6 +235,9 @@ impl BlockCache for HybridBlocks {
         let block = Block::new(&key, data);
         let entry = self.engine.memory().insert(key, block);
         let disk = self.open_disk()?;
+        let Some(entry) = disk.writer.offer(entry) else {
+            return Some(std::future::ready(()).boxed());
+        };
         let writer = Arc::clone(&disk.writer);
         Some(async move { writer.write(entry, patience).await }.boxed())
     }

@@ -140,17 +140,33 @@ impl Writer {
         self.health.paused()
     }
 
-    /// Hands an entry over, waiting for room as long as `patience` lasts.
-    pub(crate) async fn write(&self, entry: HybridCacheEntry<BlockKey, Block>, patience: Duration) {
+    /// Hands an entry over if there is room at once, so that whoever flushes from now on waits for it.
+    /// Gives it back where there is none.
+    pub(crate) fn offer(
+        &self,
+        entry: HybridCacheEntry<BlockKey, Block>,
+    ) -> Option<HybridCacheEntry<BlockKey, Block>> {
         if self.health.paused().is_some() {
             self.drop_one("paused");
-            return;
+            return None;
         }
         let wanted = pages(&entry);
         if u64::from(wanted) * PAGE_BYTES > self.entry_limit || wanted > self.queue_pages {
             self.drop_one("too_large");
-            return;
+            return None;
         }
+        let Ok(room) = Arc::clone(&self.room).try_acquire_many_owned(wanted) else {
+            return Some(entry);
+        };
+        if self.jobs.send(Job::Write(Entry::new(&entry, room))).is_err() {
+            self.drop_one("closed");
+        }
+        None
+    }
+
+    /// Hands an entry over, waiting for room as long as `patience` lasts.
+    pub(crate) async fn write(&self, entry: HybridCacheEntry<BlockKey, Block>, patience: Duration) {
+        let wanted = pages(&entry);
         let room = Arc::clone(&self.room).acquire_many_owned(wanted);
         match timeout(patience, room).await {
             Ok(Ok(room)) => {

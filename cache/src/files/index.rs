@@ -65,10 +65,7 @@ pub(super) enum Lookup {
     /// It is open.
     Open(Arc<WholeFile>),
     /// It is there, under this name, and has to be opened.
-    Closed {
-        unique: u64,
-        fate: Arc<CopyFate>,
-    },
+    Closed { unique: u64, fate: Arc<CopyFate> },
     /// It has to be verified first.
     Suspect,
     /// There is none, or a part.
@@ -78,6 +75,8 @@ pub(super) enum Lookup {
 #[derive(Debug, Default)]
 pub(super) struct Index {
     entries: HashMap<u64, Entry>,
+    /// Which version an object is, as far as the origin has said, by the hash of store and key alone.
+    names: HashMap<u64, u64>,
     files: u64,
     bytes: u64,
     /// Files that are open, in the order in which they were opened or last spared.
@@ -101,6 +100,9 @@ impl Index {
 
     /// Adds an entry in a place that is free.
     pub(super) fn insert(&mut self, id: u64, entry: Entry) {
+        if matches!(&entry.state, State::Whole(whole) if whole.confirmed > 0) {
+            self.names.insert(name_of(entry.identity.store, entry.identity.key()), id);
+        }
         self.bytes += entry.allocated;
         self.files += u64::from(matches!(entry.state, State::Whole(_)));
         if let Some(old) = self.entries.insert(id, entry) {
@@ -115,6 +117,10 @@ impl Index {
             return None;
         }
         let entry = self.entries.remove(&id)?;
+        let name = name_of(entry.identity.store, entry.identity.key());
+        if self.names.get(&name) == Some(&id) {
+            self.names.remove(&name);
+        }
         self.bytes = self.bytes.saturating_sub(entry.allocated);
         self.files -= u64::from(matches!(entry.state, State::Whole(_)));
         Some(entry)
@@ -197,6 +203,46 @@ impl Index {
         closed
     }
 
+    /// The origin has confirmed, so many seconds after 1970, that an object is this version.
+    pub(super) fn confirm(&mut self, store: u64, key: &str, etag: &str, confirmed: u64) {
+        let id = Version::id_of(store, key, etag);
+        let Some(entry) = self.entries.get_mut(&id) else { return };
+        let same = |i: &Identity| i.store == store && i.key() == key && i.etag() == etag;
+        if !same(&entry.identity) {
+            return;
+        }
+        match &mut entry.state {
+            State::Part(part) => part.confirm(confirmed),
+            State::Whole(whole) => whole.confirmed = confirmed,
+        }
+        self.names.insert(name_of(store, key), id);
+    }
+
+    /// An object is not known to be any version any more. Returns the file that was it.
+    pub(super) fn unconfirm(&mut self, store: u64, key: &str) -> Option<(u64, u64)> {
+        let id = self.names.remove(&name_of(store, key))?;
+        let entry = self.entries.get_mut(&id)?;
+        match &mut entry.state {
+            State::Part(part) => {
+                part.confirm(0);
+                None
+            }
+            State::Whole(whole) => {
+                whole.confirmed = 0;
+                Some((id, entry.unique))
+            }
+        }
+    }
+
+    /// Which version an object is, and when the origin said so.
+    pub(super) fn current(&self, store: u64, key: &str) -> Option<(&Identity, u64)> {
+        let entry = self.entries.get(self.names.get(&name_of(store, key))?)?;
+        let State::Whole(whole) = &entry.state else { return None };
+        let identity = &entry.identity;
+        let is_it = identity.store == store && identity.key() == key && whole.confirmed > 0;
+        is_it.then_some((identity, whole.confirmed))
+    }
+
     /// Files that are complete.
     pub(super) fn files(&self) -> u64 {
         self.files
@@ -245,7 +291,12 @@ impl Index {
     }
 }
 
+/// What all versions of an object have in common.
+fn name_of(store: u64, key: &str) -> u64 {
+    Version::id_of(store, key, "")
+}
+
 fn blocks(id: u64, part: &Part) -> Option<Record> {
     let blocks = part.blocks();
-    (!blocks.is_empty()).then(|| Record::Blocks { id, unique: part.unique, blocks })
+    (!blocks.is_empty()).then_some(Record::Blocks { id, unique: part.unique, blocks })
 }

@@ -8,8 +8,8 @@ use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io;
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
 use parking_lot::Mutex;
@@ -22,7 +22,9 @@ use super::index::{Entry, Index, State, Whole};
 use super::journal::{JOURNAL, Journal, Record, replay};
 use super::part::Part;
 use super::room::{self, Budget};
-use super::{FileTier, Ledger, ROOM_UNIT_BYTES, Terms, WRITERS, kernel, parse_name, suspicion, writer};
+use super::{
+    FileTier, Ledger, ROOM_UNIT_BYTES, Terms, WRITERS, kernel, parse_name, suspicion, writer,
+};
 use crate::admission::{Admission, Item, SetId};
 use crate::blocks::Directory;
 use crate::{CacheConfig, DiskConfig, Metrics};
@@ -61,6 +63,18 @@ struct Replayed {
     /// When the origin last confirmed a file's version.
     confirmed: HashMap<u64, u64>,
     durable_upto: u64,
+    records: u64,
+}
+
+/// What an earlier process left, put together.
+struct Recovered {
+    index: Index,
+    admission: Admission,
+    parts: HashMap<u64, Arc<Part>>,
+    /// Files that a crash of the machine may lose still.
+    young: Vec<(u64, u64)>,
+    /// Parts that only have to be published.
+    complete: Vec<Arc<Part>>,
     records: u64,
 }
 
@@ -108,6 +122,60 @@ impl Replayed {
             }
         }
     }
+
+    /// The files that are there, as far as the journal knows. Only parts are looked at.
+    fn recover(
+        self,
+        root: &Path,
+        block_bytes: u64,
+        budget: Budget,
+        crashed: bool,
+    ) -> io::Result<Recovered> {
+        let parts_on_disk = names(&root.join(PARTS));
+        let mut index = Index::new((kernel::descriptor_limit() / 4).min(MAX_OPEN) as usize);
+        let mut admission = Admission::new(budget.high_bytes);
+        let (mut parts, mut young, mut complete) = (HashMap::new(), Vec::new(), Vec::new());
+        for (id, (unique, found_file)) in self.files {
+            let (identity, allocated, state) = match found_file {
+                Found::Part { identity, blocks } => {
+                    if !parts_on_disk.contains(&(id, unique)) {
+                        continue;
+                    }
+                    let Some(object) = identity.version() else { continue };
+                    let Some(part) = Part::new(object, unique, block_bytes, crashed) else {
+                        continue;
+                    };
+                    let part = Arc::new(part);
+                    part.recovered(&blocks);
+                    let path = root.join(PARTS).join(super::file_name(id, unique));
+                    parts.insert(id, Arc::clone(&part));
+                    if part.missing() == 0 {
+                        complete.push(Arc::clone(&part));
+                    }
+                    (identity, room::allocated(&path), State::Part(part))
+                }
+                Found::Whole { identity, allocated, at, durable, suspect, sums } => {
+                    // It was recorded, and not renamed any more.
+                    if parts_on_disk.contains(&(id, unique)) {
+                        let name = super::file_name(id, unique);
+                        writer::rename_into_shard(root, id, &name)?;
+                    }
+                    let durable = durable || at <= self.durable_upto;
+                    let suspect = suspect || (crashed && !durable);
+                    if !durable {
+                        young.push((id, unique));
+                    }
+                    let set = SetId::of(identity.store, identity.key());
+                    admission.inserted(set, Item(id), allocated);
+                    let confirmed = self.confirmed.get(&id).copied().unwrap_or(0);
+                    let whole = Whole::new(sums.into(), suspect, durable, confirmed);
+                    (identity, allocated, State::Whole(whole))
+                }
+            };
+            index.insert(id, Entry { identity, unique, allocated, state });
+        }
+        Ok(Recovered { index, admission, parts, young, complete, records: self.records })
+    }
 }
 
 impl FileTier {
@@ -124,6 +192,15 @@ impl FileTier {
             let root = path.join(FILES);
             let fail = |e: io::Error| format!("cannot use `{}`: {e}", root.display());
             fs::create_dir_all(root.join(PARTS)).map_err(fail)?;
+            // All at once, so that what they take is known before the first file is admitted.
+            for shard in 0..=u8::MAX {
+                let path = root.join(format!("{shard:02x}"));
+                if let Err(error) = fs::create_dir(path)
+                    && error.kind() != io::ErrorKind::AlreadyExists
+                {
+                    return Err(fail(error));
+                }
+            }
             Self::take(&root, terms, directory, metrics).map_err(fail)
         });
         let (tier, complete) = opened.await.map_err(|e| e.to_string())??;
@@ -161,53 +238,12 @@ impl FileTier {
             );
         }
         let crashed = written.is_some_and(|(before, _)| before == 0 || before != boot);
-        let parts_on_disk = names(&root.join(PARTS));
-        let mut index = Index::new((kernel::descriptor_limit() / 4).min(MAX_OPEN) as usize);
         let budget = Budget::new(&terms);
-        let mut admission = Admission::new(budget.high_bytes);
-        let (mut parts, mut young, mut complete) = (HashMap::new(), Vec::new(), Vec::new());
-        for (id, (unique, found_file)) in found.files {
-            let (identity, allocated, state) = match found_file {
-                Found::Part { identity, blocks } => {
-                    if !parts_on_disk.contains(&(id, unique)) {
-                        continue;
-                    }
-                    let Some(object) = identity.version() else { continue };
-                    let Some(part) = Part::new(object, unique, terms.block_bytes, crashed) else {
-                        continue;
-                    };
-                    let part = Arc::new(part);
-                    part.recovered(&blocks);
-                    let path = root.join(PARTS).join(super::file_name(id, unique));
-                    parts.insert(id, Arc::clone(&part));
-                    if part.missing() == 0 {
-                        complete.push(Arc::clone(&part));
-                    }
-                    (identity, room::allocated(&path), State::Part(part))
-                }
-                Found::Whole { identity, allocated, at, durable, suspect, sums } => {
-                    // It was recorded, and not renamed any more.
-                    if parts_on_disk.contains(&(id, unique)) {
-                        let name = super::file_name(id, unique);
-                        writer::rename_into_shard(root, id, &name)?;
-                    }
-                    let durable = durable || at <= found.durable_upto;
-                    let suspect = suspect || (crashed && !durable);
-                    if !durable {
-                        young.push((id, unique));
-                    }
-                    let set = SetId::of(identity.store, identity.key());
-                    admission.inserted(set, Item(id), allocated);
-                    let confirmed = found.confirmed.get(&id).copied().unwrap_or(0);
-                    let whole = Whole::new(sums.into(), suspect, durable, confirmed);
-                    (identity, allocated, State::Whole(whole))
-                }
-            };
-            index.insert(id, Entry { identity, unique, allocated, state });
-        }
+        let Recovered { index, admission, parts, young, complete, records } =
+            found.recover(root, terms.block_bytes, budget, crashed)?;
         // A journal that nothing is wrong with is written on; every other one is written anew.
         let live = index.files() + 2 * index.parts();
-        let mostly_dead = found.records > 2 * live + 1024;
+        let mostly_dead = records > 4 * live + 1024;
         let journal = match written {
             Some((_, len)) if !crashed && !mostly_dead => {
                 Journal::reopen(root, terms.block_bytes, boot, len)?
@@ -249,6 +285,8 @@ impl FileTier {
             unique: AtomicU64::new(now.as_nanos() as u64),
             unsynced: AtomicU64::new(1),
             others: AtomicU64::new(0),
+            blocks_before: AtomicU64::new(0),
+            filled_before: AtomicU64::new(0),
             file_system,
             stacked,
             metrics,
@@ -290,12 +328,6 @@ impl FileTier {
                 self.metrics.file_swept.inc();
             }
         }
-    }
-
-    /// Opens of files so far.
-    #[cfg(test)]
-    pub(super) fn opens(&self) -> u64 {
-        self.metrics.file_opens.get()
     }
 
     /// Marks the journal as having something that a crash of the machine would lose.

@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -71,6 +71,8 @@ pub(super) struct Part {
     recorded: AtomicBool,
     finishing: AtomicBool,
     promoting: AtomicBool,
+    /// When the origin last confirmed the version, in seconds since 1970; 0 where it is replaced.
+    confirmed: AtomicU64,
     state: Mutex<State>,
 }
 
@@ -132,6 +134,7 @@ impl Part {
             recorded: AtomicBool::new(false),
             finishing: AtomicBool::new(false),
             promoting: AtomicBool::new(false),
+            confirmed: AtomicU64::new(0),
             state: Mutex::new(state),
         })
     }
@@ -141,6 +144,15 @@ impl Part {
         self.wrote(blocks);
         self.state.lock().unrecorded.clear();
         self.recorded.store(true, Ordering::Release);
+    }
+
+    /// The origin has confirmed the version at this time, or, with 0, has another.
+    pub(super) fn confirm(&self, seconds: u64) {
+        self.confirmed.store(seconds, Ordering::Release);
+    }
+
+    pub(super) fn confirmed(&self) -> u64 {
+        self.confirmed.load(Ordering::Acquire)
     }
 
     /// The journal is told of this part. True the first time.

@@ -32,11 +32,12 @@ const IDLE: Duration = Duration::from_mins(1);
 /// Dead bytes that are not worth writing the journal anew.
 const DEAD_BYTES: u64 = 4 << 20;
 
-/// Bytes of a directory entry in the directory that holds it, about.
-const NAME_BYTES: u64 = 64;
+/// Bytes of a file's directory entry and of its record in the journal, about: what is not measured yet.
+const NAME_BYTES: u64 = 320;
 
 /// How many bytes files may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(clippy::struct_field_names)] // Numbers carry their unit.
 pub(super) struct Budget {
     /// With blocks that occupy nothing: what decides which objects are too large.
     pub(super) full_bytes: u64,
@@ -89,6 +90,16 @@ struct Leaving {
     bytes: u64,
 }
 
+impl Leaving {
+    fn unlink(&self) {
+        if let Err(error) = fs::remove_file(&self.path)
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            tracing::debug!(%error, "an evicted file could not be removed");
+        }
+    }
+}
+
 impl FileTier {
     /// Looks how much everything but files takes. Blocking: some hundred calls of `stat`.
     pub(super) fn measure(&self) {
@@ -96,21 +107,26 @@ impl FileTier {
             let entries = fs::read_dir(dir).into_iter().flatten().flatten();
             entries.map(|entry| allocated(&entry.path())).sum::<u64>() + allocated(dir)
         };
+        // Before it is looked at: what is written meanwhile counts twice until the next look.
+        let filled = self.metrics.disk_filled.get();
         let blocks = within(&self.terms.blocks);
         let shards = fs::read_dir(&self.root).into_iter().flatten().flatten();
         // Journals and directories, with the entries that they hold.
         let own: u64 =
             shards.map(|entry| allocated(&entry.path())).sum::<u64>() + allocated(&self.root);
-        self.others.store(blocks + own, Ordering::Relaxed);
+        self.others.store(own, Ordering::Relaxed);
+        self.blocks_before.store(blocks, Ordering::Relaxed);
+        self.filled_before.store(filled, Ordering::Relaxed);
         self.review();
     }
 
     /// Brings the budget up to date with what was measured and what is free.
     fn review(&self) {
         let free = kernel::free_bytes(&self.root);
+        let blocks = self.blocks_now();
         let mut ledger = self.ledger.lock();
         let names = (ledger.index.files() + ledger.index.parts()) * NAME_BYTES;
-        let others = self.others.load(Ordering::Relaxed) + names;
+        let others = self.others.load(Ordering::Relaxed) + names + blocks;
         let held = ledger.index.bytes();
         let before = ledger.budget.high_bytes;
         ledger.budget = Budget::now(&self.terms, others, held, free);
@@ -118,6 +134,19 @@ impl FileTier {
             let high = ledger.budget.high_bytes;
             ledger.admission.set_capacity(high);
         }
+    }
+
+    /// What the block tier takes: what was measured, and what it has written or will since.
+    fn blocks_now(&self) -> u64 {
+        let measured = self.blocks_before.load(Ordering::Relaxed);
+        let disk = self.source.get().and_then(std::sync::Weak::upgrade).and_then(|s| s.disk());
+        let Some(disk) = disk else { return measured };
+        let since = self.filled_before.load(Ordering::Relaxed);
+        let filled = self.metrics.disk_filled.get().saturating_sub(since);
+        // An eighth for what lies around small entries. What it writes over counts twice until the next
+        // look, and never beyond what it may have.
+        let grown = measured + filled + filled / 8 + disk.waiting_bytes;
+        grown.min(disk.capacity_bytes.max(measured))
     }
 
     /// Makes room for `bytes` more of the part of object `id`. False where there is none. Blocking.
@@ -144,7 +173,7 @@ impl FileTier {
                 leaving
             };
             first = false;
-            self.unlink(&leaving);
+            leaving.unlink();
         }
     }
 
@@ -167,7 +196,7 @@ impl FileTier {
                 leaving
             };
             given += leaving.bytes;
-            self.unlink(&leaving);
+            leaving.unlink();
         }
         true
     }
@@ -222,14 +251,6 @@ impl FileTier {
         let Entry { unique, allocated, .. } = ledger.index.remove(id, part.unique)?;
         self.metrics.file_refused.with_label_values(&["given_up"]).inc();
         Some(Leaving { id, unique, path: self.part_path(id, unique), bytes: allocated })
-    }
-
-    fn unlink(&self, leaving: &Leaving) {
-        if let Err(error) = fs::remove_file(&leaving.path)
-            && error.kind() != std::io::ErrorKind::NotFound
-        {
-            tracing::debug!(%error, "an evicted file could not be removed");
-        }
     }
 
     /// What is done now and then. Blocking.

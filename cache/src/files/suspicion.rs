@@ -15,7 +15,9 @@ use crate::admission::Item;
 use crate::version::BlockKey;
 
 /// How often the scrubber reads a piece: often enough to be no burst.
-const SCRUB_PAUSE: Duration = Duration::from_millis(500);
+const SCRUBS_PER_SECOND: u64 = 2;
+
+const SCRUB_PAUSE: Duration = Duration::from_millis(1000 / SCRUBS_PER_SECOND);
 
 /// What a look at a file found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,15 +65,13 @@ impl FileTier {
     fn verify(&self, object: &Arc<Version>, unique: u64, sums: &[u64]) -> Found {
         match self.try_verify(object, unique, sums) {
             Ok(true) => Found::Good,
-            Ok(false) => Found::Bad,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Found::Bad,
             Err(error)
                 if error.raw_os_error().is_some_and(super::kernel::is_short_of_descriptors) =>
             {
                 Found::Unread
             }
             // What cannot be read is as good as gone: it is fetched again.
-            Err(_) => Found::Bad,
+            Ok(false) | Err(_) => Found::Bad,
         }
     }
 
@@ -147,7 +147,7 @@ pub(super) async fn scrub(tier: Weak<FileTier>) {
         if rate == 0 {
             return;
         }
-        let share = (rate as f64 * SCRUB_PAUSE.as_secs_f64()) as u64;
+        let share = rate / SCRUBS_PER_SECOND;
         let looking = Arc::clone(&tier);
         let looked = tier.checkers.run(move || {
             let bad = looking.scrub_some(&mut round, share);

@@ -10,7 +10,7 @@ use std::io::{self, IoSlice};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use super::index::Whole;
 use super::journal::Record;
@@ -295,11 +295,11 @@ impl FileTier {
             return Err(io::Error::other(context));
         }
         let allocated = metadata.blocks() * 512;
-        let confirmed = seconds_now();
         let mut journal = self.journal.lock();
         if part.is_dropped() {
             return Ok(());
         }
+        let confirmed = part.confirmed();
         // First the record: a file that was renamed and is not in the journal would be lost.
         journal.append(&Record::Whole {
             unique,
@@ -313,7 +313,8 @@ impl FileTier {
         part.begins_record();
         rename_into_shard(&self.root, id, &file_name(id, unique))?;
         let mut ledger = self.ledger.lock();
-        let whole = Whole::new(sums.into(), false, false, confirmed);
+        // It may have been replaced meanwhile; the journal hears of that after this.
+        let whole = Whole::new(sums.into(), false, false, part.confirmed());
         if ledger.index.complete(id, unique, whole) {
             ledger.index.resize(id, unique, allocated);
             ledger.forget_part(id);
@@ -392,10 +393,6 @@ impl super::Ledger {
         self.parts.remove(&id);
         self.break_promise(id);
     }
-}
-
-fn seconds_now() -> u64 {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 /// Moves a part to where files lie.

@@ -51,3 +51,93 @@ async fn a_restart_finds_files_and_parts() {
     second.cache.flush().await;
     assert_eq!(all_of(&second.copy("half").await.unwrap().file), half);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_warmed_becomes_a_file_and_each_byte_is_written_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let rig = rig(&on(dir.path(), 4 * MIB, 256 * MIB), &MemoryStore::new()).await;
+    let bytes = content(1, 40 * MIB + 7);
+    rig.memory.insert("k", bytes.clone());
+    let warmed = rig.store.warm(&key("k"), None).await.unwrap();
+    assert_eq!((warmed.fetched_bytes, warmed.resident_bytes), (warmed.size, warmed.size));
+    assert_eq!(warmed.reason_if_not, None);
+    assert_eq!(all_of(&rig.copy("k").await.unwrap().file), bytes);
+    assert_eq!(rig.metrics().file_written.get(), bytes.len() as u64);
+    assert_eq!(rig.metrics().disk_filled.get(), 0);
+    let meta = rig.memory.head(&key("k")).await.unwrap();
+    let held = rig.store.residency(&key("k"), &meta.etag, meta.size).await;
+    assert_eq!((held.bytes, held.of), (meta.size, meta.size));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reader_of_the_end_makes_a_file_past_the_threshold_and_copies_what_is_here() {
+    let dir = tempfile::tempdir().unwrap();
+    let tiers = tiers(&on(dir.path(), 64 * MIB, 512 * MIB)).await;
+    let bytes = content(1, 60 * MIB);
+    let object = version("k", "v1", 60 * MIB);
+    // From 40 MiB on: blocks, until 8 MiB have come in sequence.
+    tiers.put(&object, &bytes, 640..960).await;
+    tiers.blocks.flush().await;
+    assert!(!tiers.is_file(&object));
+    let (first, written) = (tiers.metrics.disk_filled.get(), tiers.metrics.file_written.get());
+    assert!((7 * MIB..9 * MIB).contains(&first), "{first}");
+    assert_eq!(first + written, 20 * MIB, "each byte once");
+    // The rest completes it, with what lies in blocks.
+    tiers.put(&object, &bytes, 0..640).await;
+    tiers.blocks.flush().await;
+    assert!(tiers.is_file(&object));
+    assert_eq!(tiers.metrics.file_promoted.get(), first);
+    assert_eq!(tiers.metrics.file_written.get(), 60 * MIB);
+    assert!(tiers.load(&object, &bytes, 0).await && tiers.load(&object, &bytes, 700).await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_object_that_is_opened_again_is_completed() {
+    let dir = tempfile::tempdir().unwrap();
+    let rig = rig(&on(dir.path(), 8 * MIB, 256 * MIB), &MemoryStore::new()).await;
+    let (small, large) = (content(1, 3 * MIB), content(2, 60 * MIB));
+    rig.memory.insert("small", small.clone());
+    rig.memory.insert("large", large.clone());
+    for name in ["small", "large"] {
+        rig.range(name, 10, 200).await;
+        assert_eq!(rig.copy(name).await.unwrap_err(), NoCopy::Incomplete, "opened once");
+    }
+    assert_eq!(rig.copy("small").await.unwrap_err(), NoCopy::Incomplete, "and again");
+    assert_eq!(all_of(&rig.copy_soon("small").await.file), small);
+    let before = rig.cache.stats().fetch.bytes;
+    assert_eq!(rig.copy("large").await.unwrap_err(), NoCopy::Incomplete);
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(rig.cache.stats().fetch.bytes, before, "little of a large one is here");
+    assert_eq!(rig.range("large", 0, 40 * MIB).await, large.slice(..40 << 20));
+    rig.copy("large").await.unwrap_err();
+    assert_eq!(all_of(&rig.copy_soon("large").await.file), large);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn small_objects_and_those_that_would_displace_the_others_stay_blocks() {
+    let dir = tempfile::tempdir().unwrap();
+    let rig = rig(&on(dir.path(), 4 * MIB, 64 * MIB), &MemoryStore::new()).await;
+    for (name, size) in [("small", 64 * KIB - 1), ("line", 64 * KIB), ("huge", 40 * MIB)] {
+        rig.memory.insert(name, content(size, size));
+        assert_eq!(rig.full(name).await, content(size, size));
+    }
+    rig.cache.flush().await;
+    assert_eq!(rig.copy("small").await.unwrap_err(), NoCopy::Small);
+    assert_eq!(rig.copy("huge").await.unwrap_err(), NoCopy::Small);
+    assert_eq!(all_of(&rig.copy("line").await.unwrap().file), content(64 * KIB, 64 * KIB));
+    assert_eq!(rig.metrics().file_written.get(), 64 * KIB);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_files_there_is_no_copy() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = on(dir.path(), 4 * MIB, 64 * MIB);
+    let off = FilesConfig { enabled: false, ..FilesConfig::default() };
+    config.disk.as_mut().unwrap().files = off;
+    let rig = rig(&config, &MemoryStore::new()).await;
+    rig.memory.insert("k", content(1, MIB));
+    rig.full("k").await;
+    rig.cache.flush().await;
+    assert_eq!(rig.copy("k").await.unwrap_err(), NoCopy::Off);
+    assert!(rig.cache.stats().files.is_none());
+}
