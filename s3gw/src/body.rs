@@ -17,10 +17,10 @@ use http::HeaderMap;
 use parking_lot::Mutex;
 use s3s::S3ErrorCode;
 use store::{Body, Error, ErrorKind};
-use tokio::sync::OwnedSemaphorePermit;
 
 use crate::auth::{ChunkSigner, Payload, PayloadHash, Streaming};
 use crate::failure::{Failure, Outcome};
+use crate::front::Window;
 use crate::metrics::Metrics;
 use crate::unread::Unread;
 use checksum::{Algorithm, Covers, Hasher};
@@ -99,14 +99,14 @@ impl Plan {
         self.size
     }
 
-    /// The verified body. `permit` is its share of the memory for bodies, `stall` how long to wait
+    /// The verified body. `window` is its share of the memory for bodies, `stall` how long to wait
     /// for the next bytes.
     pub(crate) fn open(
         self,
         incoming: Unread,
         stall: Duration,
         metrics: Metrics,
-        permit: OwnedSemaphorePermit,
+        window: Window,
     ) -> (Body, SharedVerdict) {
         let verdict = SharedVerdict::default();
         let size = self.size;
@@ -124,7 +124,7 @@ impl Plan {
             seen: 0,
             size,
             verdict: verdict.clone(),
-            _permit: permit,
+            _window: window,
         };
         let stream = futures::stream::unfold(Some((reader, None)), |state| async move {
             let (mut reader, mut held): (Reader, Option<Bytes>) = state?;
@@ -149,7 +149,7 @@ impl Plan {
         incoming: Unread,
         stall: Duration,
         metrics: Metrics,
-        permit: OwnedSemaphorePermit,
+        window: Window,
         limit: u64,
     ) -> Outcome<Bytes> {
         if self.size > limit {
@@ -158,7 +158,7 @@ impl Plan {
                 format!("the document has {} bytes, at most {limit} are taken", self.size),
             ));
         }
-        let (body, verdict) = self.open(incoming, stall, metrics, permit);
+        let (body, verdict) = self.open(incoming, stall, metrics, window);
         body.collect(limit).await.map_err(|error| verdict.failure(error))
     }
 }
@@ -201,7 +201,7 @@ struct Reader {
     seen: u64,
     size: u64,
     verdict: SharedVerdict,
-    _permit: OwnedSemaphorePermit,
+    _window: Window,
 }
 
 impl Reader {

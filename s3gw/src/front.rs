@@ -17,7 +17,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use crate::auth::{Authenticator, Payload, Signed};
 use crate::body::checksum::Covers;
 use crate::body::{Plan, SharedVerdict};
-use crate::config::GatewayConfig;
+use crate::config::{GatewayConfig, UploadMemory};
 use crate::failure::{Failure, Outcome};
 use crate::gateway::READ_BUFFER_BYTES;
 use crate::hosts::Hosts;
@@ -34,6 +34,13 @@ const UPLOAD_WINDOW_BYTES: u64 = 2 * READ_BUFFER_BYTES as u64;
 /// How long an upload waits for its window before the client is asked to come back.
 const WINDOW_WAIT: Duration = Duration::from_secs(30);
 
+/// Memory that an upload may use, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Window {
+    _own: OwnedSemaphorePermit,
+    _shared: Option<Box<dyn std::any::Any + Send + Sync>>,
+}
+
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-amz-request-id");
 const HOST_ID: HeaderName = HeaderName::from_static("x-amz-id-2");
 
@@ -46,6 +53,7 @@ pub(crate) struct Front {
     body_timeout: Duration,
     windows: Arc<Semaphore>,
     all_windows: u32,
+    upload_memory: Option<Arc<dyn UploadMemory>>,
     authenticator: Authenticator,
     hosts: Hosts,
     metrics: Metrics,
@@ -82,6 +90,7 @@ impl Front {
             body_timeout: config.body_timeout,
             windows: Arc::new(Semaphore::new(windows as usize)),
             all_windows: windows,
+            upload_memory: config.upload_memory,
             authenticator: Authenticator::new(config.access),
             hosts: Hosts::new(bound, &config.allowed_hosts),
             metrics,
@@ -331,12 +340,21 @@ impl Call {
         plan.collect(incoming, front.body_timeout, front.metrics.clone(), window, limit).await
     }
 
-    async fn window(&self, bytes: u64) -> Outcome<OwnedSemaphorePermit> {
+    async fn window(&self, bytes: u64) -> Outcome<Window> {
         let windows = bytes.div_ceil(UPLOAD_WINDOW_BYTES).min(self.front.all_windows.into());
-        let wait = Arc::clone(&self.front.windows).acquire_many_owned(windows as u32);
+        let own = Arc::clone(&self.front.windows).acquire_many_owned(windows as u32);
+        let shared = self.front.upload_memory.as_ref();
+        let wait = async {
+            let own = own.await.ok()?;
+            let shared = match shared {
+                Some(memory) => Some(memory.lease(windows * UPLOAD_WINDOW_BYTES).await),
+                None => None,
+            };
+            Some(Window { _own: own, _shared: shared })
+        };
         match tokio::time::timeout(WINDOW_WAIT, wait).await {
-            Ok(Ok(window)) => Ok(window),
-            Ok(Err(_)) | Err(_) => Err(Failure::new(
+            Ok(Some(window)) => Ok(window),
+            Ok(None) | Err(_) => Err(Failure::new(
                 S3ErrorCode::SlowDown,
                 "the memory for request bodies is in use; try again",
             )),

@@ -23,7 +23,7 @@ mod target;
 mod unread;
 
 pub use auth::{Access, AccessKey};
-pub use config::GatewayConfig;
+pub use config::{GatewayConfig, UploadMemory};
 pub use gateway::{Drained, Gateway};
 pub use metrics::Metrics;
 
