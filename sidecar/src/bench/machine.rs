@@ -29,10 +29,14 @@ pub(crate) fn facts(folder: &Path) -> Vec<(String, String)> {
     add("memory", memory);
     add("kernel", read("/proc/sys/kernel/osrelease").map(|text| format!("Linux {}", text.trim())));
     add("file system", file_system(folder));
-    add(
-        "load at the start",
-        read("/proc/loadavg").and_then(|text| text.split(' ').next().map(str::to_owned)),
-    );
+    let load = read("/proc/loadavg").and_then(|text| text.split(' ').next()?.parse::<f64>().ok());
+    let cores = std::thread::available_parallelism().map_or(1.0, |n| n.get() as f64);
+    let load = load.map(|load| {
+        // Half of the cores at work for others is more than the spread of repetitions shows.
+        let busy = load > cores / 2.0;
+        format!("{load}{}", if busy { ": busy, so the figures are of little use" } else { "" })
+    });
+    add("load at the start", load);
     let build =
         if cfg!(debug_assertions) { "unoptimised: its figures say nothing" } else { "release" };
     add("build", Some(build.to_owned()));

@@ -67,13 +67,13 @@ impl Origin {
             command.args(["--port", &listen, "--region", &key.region, "--keep-alive", "--quiet"]);
             command.arg("posix").arg(&stored);
             (files, keeps_etags) = (Some(stored.join(BUCKET)), true);
-            (format!("versitygw ({})", tools::version(&program, &["--version"])), command)
+            (named("versitygw", &program), command)
         } else if let Some(program) = tools.program("minio") {
             let mut command = Command::new(&program);
             command.env("MINIO_ROOT_USER", &key.access).env("MINIO_ROOT_PASSWORD", &key.secret);
             command.env("MINIO_UPDATE", "off").env("MINIO_BROWSER", "off").env("HOME", &folder);
             command.args(["server", "--quiet", "--address", &listen]).arg(&stored);
-            (format!("MinIO ({})", tools::version(&program, &["--version"])), command)
+            (named("MinIO", &program), command)
         } else {
             let bucket = stored.join(BUCKET);
             std::fs::create_dir(&bucket).during(bucket.display())?;
@@ -142,6 +142,14 @@ impl Origin {
             }
         }
         Ok(true)
+    }
+}
+
+/// A program with its version, where it says one.
+fn named(name: &str, program: &Path) -> String {
+    match tools::version(program, &["--version"]).as_str() {
+        "unknown" => name.to_owned(),
+        version => format!("{name} ({version})"),
     }
 }
 

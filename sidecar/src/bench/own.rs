@@ -100,9 +100,14 @@ impl Own {
     }
 
     /// What `warpdrive stats --json` says.
-    pub(crate) fn status(&self) -> Result<Value, Trouble> {
+    fn status(&self) -> Result<Value, Trouble> {
         let (_, text) = Wire::to_unix(&self.admin)?.get_text("/status")?;
         serde_json::from_str(&text).during("/status")
+    }
+
+    /// What it tells Prometheus.
+    pub(crate) fn metrics(&self) -> Result<String, Trouble> {
+        Ok(Wire::to_unix(&self.admin)?.get_text("/metrics")?.1)
     }
 
     /// The process that serves, which a supervisor may stand above.

@@ -49,13 +49,17 @@ pub(crate) fn page(report: &Report) -> String {
 
 /// Rows of a workload that can be drawn on one axis.
 fn plots(out: &mut String, report: &Report) {
-    let legend = plot::legend(report.rows.iter().filter(|row| row.ratio.is_some()));
+    let legend = plot::legend(report.rows.iter());
     let panels: [(&str, &str, fn(&Row) -> Option<&Spread>, &str); 3] = [
         (
             "Speed, as a share of the reference",
-            "Bars are medians, whiskers the smallest and the largest; the line is the reference read \
-             next to it (1.0). Longer is better.",
-            |row| row.ratio.as_ref().filter(|_| row.higher_is_better),
+            "Bars are medians, whiskers the smallest and the largest; the line is the reference \
+             read next to it (1.0), a triangle the goal. Longer is better.",
+            |row| {
+                // A share of an optimum is a ratio already.
+                let share = row.unit.contains(" / ").then_some(&row.value);
+                row.ratio.as_ref().or(share).filter(|_| row.higher_is_better)
+            },
             "",
         ),
         (
@@ -75,7 +79,7 @@ fn plots(out: &mut String, report: &Report) {
     out.push_str("<section>");
     out.push_str(&legend);
     for (title, about, figure, scale) in panels {
-        let drawn = plot::bars(&groups(report, figure), scale == "log");
+        let drawn = plot::bars(&groups(report, figure), &report.goals, scale == "log");
         if !drawn.is_empty() {
             let _ = write!(out, "<h2>{title}</h2><p class=about>{about}</p>{drawn}");
         }
@@ -139,14 +143,14 @@ fn figures(out: &mut String, report: &Report) {
         }
         let _ = write!(
             out,
-            "<tr{class}><td title=\"{}\">{}<td>{}<td class=n>{}<td>{}<td class=n>{reference}<td class=n>{}<td>{}",
+            "<tr{class}><td class=name title=\"{}\">{}<td class=name>{}<td class=n>{}<td>{}<td class=n>{reference}<td class=n>{}<td>{}",
             escape(about),
             escape(&row.workload),
             escape(&row.target),
             row.value.text(),
             escape(&row.unit),
             row.ratio.as_ref().map_or(String::new(), Spread::text),
-            more.join("<br>")
+            more.join(" &middot; ")
         );
     }
     out.push_str("</tbody></table></section>");
@@ -213,13 +217,13 @@ const HEAD: &str = "<!doctype html><html lang=en><head><meta charset=utf-8>\
 header{padding:2rem 2rem 1rem;border-bottom:1px solid var(--line);background:var(--panel)}h1{margin:0;font-size:1.6rem}header p{margin:.3rem 0;color:var(--soft)}
 .score{font-size:1.15rem}.score b{color:var(--good);font-size:1.4rem;margin-left:.4rem}.score b:first-child{margin-left:0}
 main{max-width:1180px;margin:0 auto;padding:0 2rem 3rem}section{margin-top:2rem}h2{font-size:1.15rem;margin:1.6rem 0 .4rem}
-.about{color:var(--soft);margin:.2rem 0 .6rem}.good,.score b.good{color:var(--good)}.bad,.score b.bad{color:var(--bad)}td.good,td.bad{font-weight:600}
+.about{color:var(--soft);margin:.2rem 0 .6rem}.good,.score b.good{color:var(--good)}.bad,.score b.bad{color:var(--bad)}td.good,td.bad{font-weight:600}.name,th{white-space:nowrap}
 table{border-collapse:collapse;width:100%;font-size:.88rem}th{text-align:left;font-weight:600;color:var(--soft)}th,td{padding:.28rem .7rem .28rem 0;border-bottom:1px solid var(--line);vertical-align:top}
 thead th{border-bottom:2px solid var(--line)}tr.first td{border-top:2px solid var(--line)}.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
 .columns{display:grid;grid-template-columns:repeat(auto-fit,minmax(340px,1fr));gap:0 2rem}
 pre{background:var(--panel);border:1px solid var(--line);border-radius:6px;padding:.7rem;overflow-x:auto;font-size:.8rem;white-space:pre-wrap}
 details{border-bottom:1px solid var(--line);padding:.4rem 0}summary{cursor:pointer}
-svg{display:block;width:100%;height:auto;font:12px system-ui,sans-serif}svg text{fill:var(--ink)}svg .soft{fill:var(--soft)}svg .grid{stroke:var(--line)}svg .one{stroke:var(--ink);stroke-dasharray:4 3}svg .whisker{stroke:var(--ink);stroke-width:1.2}
+svg{display:block;width:100%;height:auto;font:12px system-ui,sans-serif}svg text{fill:var(--ink)}svg .soft{fill:var(--soft)}svg .grid{stroke:var(--line)}svg .one{stroke:var(--ink);stroke-dasharray:4 3}svg .goal{fill:#f2b100;stroke:var(--paper);stroke-width:.8}svg .whisker{stroke:var(--ink);stroke-width:1.2}
 .legend{display:flex;flex-wrap:wrap;gap:.3rem 1.1rem;font-size:.88rem}.legend i{display:inline-block;width:.8em;height:.8em;border-radius:2px;margin-right:.35em}
 </style></head><body>";
 

@@ -121,6 +121,8 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
+        // A hundred thousand files take a while to remove.
+        eprintln!("removing {}", self.root.display());
         self.killer().kill_all();
         if let Err(trouble) = self.clear(&self.root.clone()) {
             eprintln!("warpdrive: {trouble}");

@@ -6,8 +6,6 @@
 
 use std::time::Duration;
 
-use serde_json::Value;
-
 use super::catalogue::CPU_PER_GIB;
 use super::data::Item;
 use super::halt::{Halt, Trouble};
@@ -95,7 +93,7 @@ pub(crate) fn measure(session: &Session, target: &Target) -> Result<(), Trouble>
             session.attempt(&what, || compare(session, target, &running, one))?;
         }
         if let Some(own) = running.own() {
-            for note in passthrough(&own.status()?) {
+            if let Some(note) = opens(&own.metrics()?) {
                 session.note(target.name, note);
             }
         }
@@ -172,24 +170,16 @@ fn passes(
     Ok(all)
 }
 
-/// What the sidecar itself says of passthrough, by the names it uses.
-fn passthrough(status: &Value) -> Vec<String> {
-    fn look(at: &str, value: &Value, out: &mut Vec<String>) {
-        let Value::Object(map) = value else {
-            let says = value.is_number() || value.is_string() || value.is_boolean();
-            if at.contains("passthrough") && says {
-                out.push(format!("{at}: {value}"));
-            }
-            return;
-        };
-        for (name, value) in map {
-            let at = if at.is_empty() { name.clone() } else { format!("{at}.{name}") };
-            look(&at, value, out);
-        }
-    }
-    let mut out = Vec::new();
-    look("", status, &mut out);
-    out
+/// How many opens were served in which way and why, as the sidecar counts them.
+fn opens(metrics: &str) -> Option<String> {
+    let line = |line: &str| {
+        let rest = line.strip_prefix("warpdrive_fuse_opens_total{")?;
+        let (labels, count) = rest.split_once("} ")?;
+        let values: Vec<&str> = labels.split('"').skip(1).step_by(2).collect();
+        Some(format!("{} {count}", values.join("/")))
+    };
+    let all: Vec<String> = metrics.lines().filter_map(line).collect();
+    (!all.is_empty()).then(|| format!("opens: {}", all.join(", ")))
 }
 
 #[cfg(test)]
@@ -197,13 +187,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_said_of_passthrough_is_found_wherever_it_stands() {
-        let status = serde_json::json!({
-            "mount": {"point": "/x", "passthrough": {"opens": 7, "why_not": {"old_kernel": 0}}},
-            "cache": {"hits": 1},
-        });
-        let expected = ["mount.passthrough.opens: 7", "mount.passthrough.why_not.old_kernel: 0"];
-        assert_eq!(passthrough(&status), expected);
+    fn opens_are_told_by_their_mode_and_reason() {
+        let text = "# TYPE warpdrive_fuse_opens_total counter\n\
+            warpdrive_fuse_opens_total{mode=\"cached\",reason=\"incomplete\"} 3\n\
+            warpdrive_fuse_opens_total{mode=\"passthrough\",reason=\"kept\"} 8\nother 1\n";
+        let expected = "opens: cached/incomplete 3, passthrough/kept 8";
+        assert_eq!(opens(text).as_deref(), Some(expected));
+        assert_eq!(opens("other 1\n"), None);
     }
 
     #[test]

@@ -17,7 +17,7 @@ use crate::config;
     subcommand_negates_reqs = true,
     after_help = "\
 Examples:
-  warpdrive bench                                      everything that this machine has, 20 minutes
+  warpdrive bench                                      everything that this machine has
   warpdrive bench --quick                              does it work? small sizes, under a minute
   warpdrive bench --only seq-warm,s3-8m --repetitions 5
   warpdrive bench --json a.json --html a.html
@@ -39,8 +39,8 @@ pub(super) struct BenchArgs {
     /// Small sizes, one repetition, `mount` and `s3` only unless --targets names more: does it work?
     #[arg(long)]
     quick: bool,
-    /// End after this time at the latest, with what was measured until then.
-    #[arg(long, value_name = "TIME", default_value = "20m", value_parser = time)]
+    /// Stop measuring after this time, and report what was measured until then.
+    #[arg(long, value_name = "TIME", default_value = "30m", value_parser = time)]
     time: Duration,
     /// Use at most this much disk, all together (10GiB without; never more than half of what is free).
     #[arg(long, value_name = "SIZE", value_parser = size, conflicts_with = "quick")]

@@ -5,7 +5,7 @@
 
 use std::fmt::Write;
 
-use super::super::report::Row;
+use super::super::report::{GoalOutcome, Row};
 use super::super::spread::{Spread, digits};
 use super::escape;
 
@@ -109,7 +109,7 @@ impl Axis {
 }
 
 /// The drawing, or nothing of nothing.
-pub(super) fn bars(groups: &[Group<'_>], log: bool) -> String {
+pub(super) fn bars(groups: &[Group<'_>], goals: &[GoalOutcome], log: bool) -> String {
     if groups.is_empty() {
         return String::new();
     }
@@ -125,7 +125,8 @@ pub(super) fn bars(groups: &[Group<'_>], log: bool) -> String {
     for at in axis.lines() {
         let x = axis.x(at);
         let class = if !log && (at - 1.0).abs() < 1e-9 { "one" } else { "grid" };
-        let label = if at >= 0.1 || at == 0.0 { format!("{at}") } else { digits(at) };
+        // Decades and quarters are short, but for what floating point adds.
+        let label = (at * 1e6).round() / 1e6;
         let _ = write!(
             out,
             "<line class={class} x1={x:.1} x2={x:.1} y1={TOP} y2={height:.0} />\
@@ -141,6 +142,19 @@ pub(super) fn bars(groups: &[Group<'_>], log: bool) -> String {
             write!(out, "<text x=8 y={middle:.1} font-weight=600>{}</text>", escape(group.name));
         for (row, spread) in &group.bars {
             bar(&mut out, &axis, row, spread, y);
+            let here = |goal: &&GoalOutcome| {
+                let same = goal.workload == row.workload && goal.target == row.target;
+                same && goal.measured == **spread
+            };
+            let bound = goals.iter().find(here).and_then(|goal| goal.goal.get(3..)?.parse().ok());
+            if let Some(bound) = bound.filter(|bound: &f64| *bound > 0.0) {
+                let (x, below) = (axis.x(bound), y + BAR);
+                let _ = write!(
+                    out,
+                    "<path class=goal d=\"M{x:.1} {:.1}l-4 7h8z\"><title>goal {bound}</title></path>",
+                    below - 6.0
+                );
+            }
             y += BAR + BETWEEN_BARS;
         }
         y += BETWEEN_GROUPS;
@@ -207,8 +221,8 @@ mod tests {
         assert_eq!((axis.low, axis.high), (0.0, LARGEST_RATIO));
         assert_eq!(axis.x(0.0), LEFT);
         assert_eq!(axis.x(100.0), WIDTH - RIGHT);
-        assert!(bars(&groups, false).contains("&#8594;"));
-        assert_eq!(bars(&[], false), "");
+        assert!(bars(&groups, &[], false).contains("&#8594;"));
+        assert_eq!(bars(&[], &[], false), "");
     }
 
     #[test]
