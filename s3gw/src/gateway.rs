@@ -139,8 +139,8 @@ impl Gateway {
             .header_read_timeout(self.header_timeout)
             .max_headers(MAX_HEADERS)
             .max_header_size(MAX_HEAD_BYTES)
-            .max_buf_size(READ_BUFFER_BYTES)
-            .pipeline_flush(true);
+            // Not `pipeline_flush`: with it hyper copies every body into one buffer before it sends it.
+            .max_buf_size(READ_BUFFER_BYTES);
         let send_timeout = self.send_timeout;
         async move {
             let _counted = front.metrics().connection();
