@@ -36,6 +36,7 @@ const BACK_OFF: Duration = Duration::from_secs(5);
 /// Why an open is not in passthrough, where the cache has a copy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Refusal {
+    TurnedOff,
     OldKernel,
     NoPrivilege,
     StackedFileSystem,
@@ -46,6 +47,7 @@ enum Refusal {
 impl Refusal {
     fn name(self) -> &'static str {
         match self {
+            Self::TurnedOff => "turned_off",
             Self::OldKernel => "old_kernel",
             Self::NoPrivilege => "no_privilege",
             Self::StackedFileSystem => "stacked_file_system",
@@ -68,6 +70,7 @@ impl Refusal {
     /// What to do about it.
     fn advice(self) -> &'static str {
         match self {
+            Self::TurnedOff => "the configuration says so",
             Self::OldKernel => "Linux 6.9 or later, with CONFIG_FUSE_PASSTHROUGH, has it",
             Self::NoPrivilege => {
                 "let `warpdrive mountd` make the mount, or give this process CAP_SYS_ADMIN"
@@ -217,8 +220,17 @@ impl Backing {
         self.table.lock().open_count()
     }
 
+    /// Has this process answer every read. What an earlier worker has left open in passthrough stays
+    /// so until it is closed: opens of one node are of one mode.
+    pub(crate) fn turn_off(&self) {
+        self.refused.lock().always = Some(Refusal::TurnedOff);
+    }
+
     /// Why no open can be in passthrough now, if none can.
     fn refusal(&self) -> Option<Refusal> {
+        if self.refused.lock().always == Some(Refusal::TurnedOff) {
+            return Some(Refusal::TurnedOff);
+        }
         if self.registrar.unavailable().is_some() {
             return Some(Refusal::NoPrivilege);
         }

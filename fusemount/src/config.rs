@@ -33,6 +33,9 @@ pub struct MountConfig {
     pub read_ahead_kib: u32,
     /// Event loops, 1 to 64; as many as the machine has cores, 2 to 8, when absent.
     pub threads: Option<usize>,
+    /// True where the kernel may read objects that are whole in the cache from their files; false has
+    /// this process answer every read.
+    pub passthrough: bool,
     /// True to log every operation at `debug`.
     pub debug: bool,
     /// The longest that one operation may take; then it fails with ETIMEDOUT.
@@ -65,6 +68,7 @@ impl MountConfig {
             // unless `fs.fuse.max_pages_limit` is raised.
             read_ahead_kib: 1024,
             threads: None,
+            passthrough: true,
             debug: false,
             // Longer than the retries of one request to an origin, shorter than the two minutes
             // after which the kernel reports a hung task.

@@ -114,6 +114,9 @@ impl Adapter {
             debug: config.debug,
             warnings: Mutex::default(),
         };
+        if !config.passthrough {
+            shared.fs.backing().turn_off();
+        }
         let max_readahead = config.read_ahead_kib.saturating_mul(1024).max(128 * 1024);
         let shared = Arc::new(shared);
         runtime.spawn(sweep(Arc::downgrade(&shared)));
