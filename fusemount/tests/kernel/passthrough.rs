@@ -519,6 +519,18 @@ fn maps() {
     crate::child::hear();
 }
 
+#[test]
+fn passthrough_can_be_turned_off() {
+    let dir = tempfile::tempdir().unwrap();
+    let fill = |store: &MemoryStore| _ = store.insert("file", pattern(MIB, FROM_STORE));
+    let Some((m, copies)) = mounted(dir.path(), fill, |config| config.passthrough = false) else {
+        return;
+    };
+    copies.complete("file", &pattern(MIB, FROM_FILE));
+    assert_eq!(m.read("file"), pattern(MIB, FROM_STORE));
+    assert_eq!((opens(&m, "passthrough"), opens_because(&m, "turned_off")), (0, 1));
+}
+
 /// In a user namespace this process may mount and not register: reads come here, and are counted.
 #[test]
 fn without_the_privilege_reads_go_through_the_process() {
