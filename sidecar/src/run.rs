@@ -32,7 +32,7 @@ use crate::config::{AdminAddress, S3Settings, Settings};
 use crate::signals::Signals;
 use crate::supervise::Link;
 use crate::warm::Jobs;
-use credentials::{Keeping, KeyFile, Place};
+use credentials::{Keeping, Place};
 pub(crate) use mounting::MountView;
 use mounting::{Mounted, Plan};
 
@@ -40,6 +40,7 @@ use mounting::{Mounted, Plan};
 type Epilogue = Box<dyn Fn(&Announcement) -> String + Send>;
 
 /// What a caller may change.
+#[allow(clippy::struct_excessive_bools)] // Each is a flag of the command line.
 #[derive(Default)]
 pub(crate) struct Options {
     /// Detach a dead mount at the mount point.
@@ -301,7 +302,9 @@ impl Start<'_> {
         notify(link, NotifyState::Stopping);
         if end == End::Leave {
             // The next worker goes on with the key.
-            key_file.map(KeyFile::keep);
+            if let Some(file) = key_file {
+                file.keep();
+            }
             return drain(fronts, end, settings.drain_timeout.min(LEAVE_GRACE)).await;
         }
         let state = fronts.mount.as_ref().and_then(Mounted::own_state);

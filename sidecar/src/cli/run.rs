@@ -11,6 +11,7 @@ use super::{Stop, load};
 use crate::supervise::{self, Link, MAX_CRASHES};
 
 /// How `run` runs.
+#[allow(clippy::struct_excessive_bools)] // Each is a flag of the command line.
 #[derive(Debug, Clone, Args)]
 #[command(after_help = "\
 Examples:

@@ -17,7 +17,6 @@ use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 use super::state::StateDir;
-use crate::assembly::Assembly;
 use crate::cli::Stop;
 use crate::config::{HolderSettings, MountSettings, Settings};
 
@@ -142,11 +141,6 @@ impl Plan {
         self.state.as_ref().map(StateDir::path)
     }
 
-    /// What works less well than it could.
-    pub(super) fn notes(&self) -> &[String] {
-        &self.notes
-    }
-
     /// Mounts, or goes on with the mount of a holder.
     pub(super) async fn open(
         self,
@@ -219,7 +213,7 @@ fn choose(
     }
 }
 
-/// Whether this process has CAP_SYS_ADMIN, which mount(2) takes.
+/// Whether this process has `CAP_SYS_ADMIN`, which mount(2) takes.
 fn may_mount() -> bool {
     /// Its number in linux/capability.h.
     const SYS_ADMIN: u32 = 21;
@@ -260,6 +254,7 @@ fn config(settings: &Settings, wanted: &MountSettings) -> MountConfig {
         read_ahead_kib: readahead
             .map_or(DEFAULT_READAHEAD_KIB, |kib| u32::try_from(kib).unwrap_or(u32::MAX)),
         threads: wanted.threads.map(|n| n as usize),
+        passthrough: wanted.passthrough,
         debug: wanted.debug,
         ..MountConfig::new(&wanted.point)
     }

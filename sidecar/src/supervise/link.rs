@@ -12,7 +12,7 @@ use super::{kernel, sockets};
 /// How the supervisor names itself to the worker: its process id, the descriptor of the socket, and
 /// how often it has started a worker again.
 pub(super) const VARIABLE: &str = "WARPDRIVE_SUPERVISOR";
-/// The worker serves. The words are those of sd_notify(3).
+/// The worker serves. The words are those of `sd_notify(3)`.
 pub(super) const READY: &str = "READY=1";
 /// The worker was asked to stop.
 pub(super) const STOPPING: &str = "STOPPING=1";

@@ -150,24 +150,8 @@ pub(crate) fn validate(
     }
     let retention = typed.retention.as_deref();
     let retention = self::retention(retention, &at.key("retention"), problems);
-    let trace = typed.trace.map(PathBuf::from);
-    if let Some(trace) = trace.as_ref().filter(|trace| !trace.is_absolute()) {
-        let what = format!("`{}` is not an absolute path", trace.display());
-        problems.add(at.key("trace"), what, "write the whole path of a file, such as /tmp/trace");
-    }
-    let memory_limit_bytes = typed.memory_limit.map(|size| size.0);
-    let least = memory_bytes.saturating_add(BESIDE_MEMORY.0);
-    if memory_limit_bytes.is_some_and(|limit| limit < least) {
-        let what = format!("leaves less than {BESIDE_MEMORY} beside cache.memory");
-        let fix = format!("write {} or more, or a smaller cache.memory", ByteSize(least));
-        problems.add(at.key("memory_limit"), what, fix);
-    }
-    if memory_limit_bytes.is_some() {
-        notes.push("cache.memory_limit: has no effect yet; cache.memory bounds the tier".into());
-    }
-    if trace.is_some() {
-        notes.push("cache.trace: has no effect yet; nothing is recorded".into());
-    }
+    let trace = trace(typed.trace, &at, notes, problems);
+    let memory_limit_bytes = memory_limit(typed.memory_limit, memory_bytes, &at, notes, problems);
     CacheSettings {
         memory_bytes,
         disk: path.map(|path| (path, capacity)),
@@ -187,6 +171,40 @@ pub(crate) fn validate(
         trace,
         memory_limit_bytes,
     }
+}
+
+fn trace(
+    typed: Option<String>,
+    at: &At,
+    notes: &mut Vec<String>,
+    problems: &mut Problems,
+) -> Option<PathBuf> {
+    let trace = PathBuf::from(typed?);
+    if !trace.is_absolute() {
+        let what = format!("`{}` is not an absolute path", trace.display());
+        problems.add(at.key("trace"), what, "write the whole path of a file, such as /tmp/trace");
+    }
+    notes.push("cache.trace: has no effect yet; nothing is recorded".into());
+    Some(trace)
+}
+
+/// A bound that leaves room beside the memory tier.
+fn memory_limit(
+    typed: Option<ByteSize>,
+    memory_bytes: u64,
+    at: &At,
+    notes: &mut Vec<String>,
+    problems: &mut Problems,
+) -> Option<u64> {
+    let limit = typed?.0;
+    let least = memory_bytes.saturating_add(BESIDE_MEMORY.0);
+    if limit < least {
+        let what = format!("leaves less than {BESIDE_MEMORY} beside cache.memory");
+        let fix = format!("write {} or more, or a smaller cache.memory", ByteSize(least));
+        problems.add(at.key("memory_limit"), what, fix);
+    }
+    notes.push("cache.memory_limit: has no effect yet; cache.memory bounds the tier".into());
+    Some(limit)
 }
 
 /// Every size is one that a file tier can have.
