@@ -84,9 +84,11 @@ const GRACE: Duration = Duration::from_secs(20);
 
 /// Measures, prints, writes the reports.
 pub(crate) fn bench(options: &Options) -> Result<(), Stop> {
-    known(&options.only, "workload", WORKLOADS.iter().map(|w| w.name))?;
+    let workloads: Vec<_> = WORKLOADS.iter().map(|workload| workload.name).collect();
+    known(&options.only, "workload", &workloads)?;
     let targets = OWN_TARGETS.iter().map(|(name, _)| *name);
-    known(&options.targets, "target", targets.chain(RECIPES.iter().map(|recipe| recipe.name)))?;
+    let targets: Vec<_> = targets.chain(RECIPES.iter().map(|recipe| recipe.name)).collect();
+    known(&options.targets, "target", &targets)?;
     // A path that cannot be written is better known now.
     for path in options.json.iter().chain(&options.html) {
         std::fs::write(path, "").map_err(|e| Stop::Unusable(format!("{}: {e}", path.display())))?;
@@ -115,17 +117,13 @@ pub(crate) fn bench(options: &Options) -> Result<(), Stop> {
 }
 
 /// Refuses names that mean nothing, with the nearest that does.
-fn known<'a>(
-    given: &[String],
-    what: &str,
-    all: impl Iterator<Item = &'a str> + Clone,
-) -> Result<(), Stop> {
+fn known(given: &[String], what: &str, all: &[&str]) -> Result<(), Stop> {
     for name in given {
-        if !all.clone().any(|known| known == name) {
-            let nearest = all.clone().max_by(|a, b| {
+        if !all.contains(&name.as_str()) {
+            let nearest = all.iter().max_by(|a, b| {
                 strsim::jaro_winkler(a, name).total_cmp(&strsim::jaro_winkler(b, name))
             });
-            let nearest = nearest.unwrap_or("");
+            let nearest = nearest.copied().unwrap_or("");
             let what = format!("no {what} `{name}`; is it `{nearest}`? `bench --list` has all");
             return Err(Stop::Unusable(what));
         }

@@ -57,7 +57,7 @@ pub(crate) fn ranges(endpoint: &Endpoint, item: &Item, halt: &Halt) -> Result<Ta
     let begun = Instant::now();
     std::thread::scope(|scope| {
         let readers: Vec<_> = (0..PARTS_AT_ONCE).map(|_| scope.spawn(work)).collect();
-        readers.into_iter().map(|r| joined(r.join())).collect::<Result<(), Trouble>>()
+        readers.into_iter().try_for_each(|reader| joined(reader.join()))
     })?;
     Ok(Taken { operations: 1, bytes: item.size, seconds: begun.elapsed().as_secs_f64() })
 }
@@ -72,6 +72,8 @@ fn road(session: &Session, slow: bool) -> Result<(Option<Link>, Endpoint), Troub
     Ok((Some(link), endpoint))
 }
 
+type Count = fn(&Session, &Target) -> Result<(), Trouble>;
+
 /// Everything cold through a mount.
 pub(crate) fn measure(session: &Session, target: &Target) -> Result<(), Trouble> {
     for (workload, slow) in [("seq-cold-slow", true), ("seq-cold", false)] {
@@ -80,7 +82,6 @@ pub(crate) fn measure(session: &Session, target: &Target) -> Result<(), Trouble>
             session.attempt(&what, || sequential(session, target, workload, slow))?;
         }
     }
-    type Count = fn(&Session, &Target) -> Result<(), Trouble>;
     let counts: [(&str, Count); 4] = [
         ("small-cold", small),
         ("rand-cold", random),

@@ -102,8 +102,8 @@ pub(crate) fn compare(before: &Report, after: &Report) -> Comparison {
             let _ = writeln!(out, "{what}: {}", names.join(", "));
         }
     }
-    let worse = moved.iter().filter(|one| one.verdict == Verdict::Worse);
-    let worst = worse.map(|one| one.worse_by).fold(0.0, f64::max);
+    let losses = moved.iter().filter(|one| one.verdict == Verdict::Worse);
+    let worst = losses.map(|one| one.worse_by).fold(0.0, f64::max);
     Comparison { text: out, worst }
 }
 
@@ -206,7 +206,11 @@ pub(crate) mod tests {
         assert!(found.text.contains("0 better, 1 worse, 1 within the spread"), "{}", found.text);
         assert!((found.worst - 0.5).abs() < 1e-9, "{}", found.worst);
         let back = compare(&after, &before);
-        assert!(back.text.contains("1 better, 0 worse") && back.worst == 0.0, "{}", back.text);
+        assert!(
+            back.text.contains("1 better, 0 worse") && back.worst.abs() < 1e-9,
+            "{}",
+            back.text
+        );
     }
 
     #[test]
@@ -224,7 +228,7 @@ pub(crate) mod tests {
         let found = compare(&report(vec![row("a", &[1.0])]), &report(vec![row("a", &[0.9])]));
         assert!(found.text.contains("0 worse, 1 within"), "{}", found.text);
         let zero = compare(&report(vec![row("a", &[0.0])]), &report(vec![row("a", &[0.0])]));
-        assert_eq!(zero.worst, 0.0);
+        assert!(zero.worst.abs() < 1e-9);
         let risen = compare(&report(vec![row("a", &[0.0])]), &report(vec![row("a", &[1.0])]));
         assert!(risen.text.contains("from 0") && risen.text.contains("1 better"), "{}", risen.text);
     }

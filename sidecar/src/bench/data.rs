@@ -122,7 +122,7 @@ mod tests {
 
     #[test]
     fn contents_depend_on_the_key_and_have_the_stated_length() {
-        let halt = Halt::new(Duration::from_secs(60));
+        let halt = Halt::new(Duration::from_mins(1));
         let folder = tempfile::tempdir().unwrap();
         let mut all = items("some", 3, 100_001);
         all.push(Item { key: "empty".to_owned(), size: 0 });

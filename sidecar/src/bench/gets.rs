@@ -54,9 +54,8 @@ impl Nginx {
         let port = free_port()?;
         let at = folder.display();
         let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
-            .iter()
             .map(|name| format!("{name}_temp_path {at}/{name};\n"))
-            .collect();
+            .concat();
         // Root's workers would become another user, who may not look into the folder.
         let user = if rustix::process::geteuid().is_root() { "user root;\n" } else { "" };
         let sending = if sendfile { "sendfile on;" } else { "sendfile off; output_buffers 2 1m;" };

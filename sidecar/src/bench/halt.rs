@@ -125,18 +125,18 @@ mod tests {
         assert_eq!(halt.check(), Err(Trouble::OutOfTime));
         halt.interrupt();
         assert_eq!(halt.check(), Err(Trouble::Interrupted));
-        assert_eq!(halt.sleep(Duration::from_secs(60)), Err(Trouble::Interrupted));
+        assert_eq!(halt.sleep(Duration::from_mins(1)), Err(Trouble::Interrupted));
     }
 
     #[test]
     fn waiting_ends_with_the_answer_or_the_limit() {
-        let halt = Halt::new(Duration::from_secs(60));
+        let halt = Halt::new(Duration::from_mins(1));
         let mut asked = 0;
         let ready = || {
             asked += 1;
             Ok(asked == 3)
         };
-        assert_eq!(halt.wait_for("nothing", Duration::from_secs(60), ready), Ok(()));
+        assert_eq!(halt.wait_for("nothing", Duration::from_mins(1), ready), Ok(()));
         let never = halt.wait_for("no answer", Duration::ZERO, || Ok(false));
         assert_eq!(never, Err(Trouble::Failed("no answer within 0 s".to_owned())));
     }

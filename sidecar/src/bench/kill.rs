@@ -117,7 +117,7 @@ fn kill(
             own.process.kill();
             own.start_again(&session.place, halt)?;
         }
-        halt.wait_for("no read after a kill", Duration::from_secs(60), || {
+        halt.wait_for("no read after a kill", Duration::from_mins(1), || {
             Ok(seen.reads.load(Relaxed) > before || seen.errors.load(Relaxed) > 0)
         })?;
         session.say(&format!("kill {} of {}", round + 1, session.scale.kills));

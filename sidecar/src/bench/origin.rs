@@ -114,7 +114,7 @@ impl Origin {
         };
         std::thread::scope(|scope| {
             let fillers: Vec<_> = (0..FILLERS).map(|_| scope.spawn(fill)).collect();
-            fillers.into_iter().map(|filler| joined(filler.join())).collect()
+            fillers.into_iter().try_for_each(|filler| joined(filler.join()))
         })
     }
 

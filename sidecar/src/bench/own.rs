@@ -16,7 +16,7 @@ use super::place::{Place, Process};
 use super::wire::{Endpoint, Wire};
 
 /// A debug build on a busy machine.
-const READY_WITHIN: Duration = Duration::from_secs(60);
+const READY_WITHIN: Duration = Duration::from_mins(1);
 /// What a socket's path may be long, by the configuration's own rule.
 const MAX_STATE_DIR: usize = 90;
 /// On a small disk the usual floor would keep the cache empty.

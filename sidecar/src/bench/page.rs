@@ -47,10 +47,13 @@ pub(crate) fn page(report: &Report) -> String {
     out
 }
 
+/// What a bar shows of a row.
+type Figure = fn(&Row) -> Option<&Spread>;
+
 /// Rows of a workload that can be drawn on one axis.
 fn plots(out: &mut String, report: &Report) {
     let legend = plot::legend(report.rows.iter());
-    let panels: [(&str, &str, fn(&Row) -> Option<&Spread>, &str); 3] = [
+    let panels: [(&str, &str, Figure, &str); 3] = [
         (
             "Speed, as a share of the reference",
             "Bars are medians, whiskers the smallest and the largest; the line is the reference \
@@ -88,10 +91,7 @@ fn plots(out: &mut String, report: &Report) {
 }
 
 /// For each workload the targets that have a figure.
-fn groups<'a>(
-    report: &'a Report,
-    figure: fn(&'a Row) -> Option<&'a Spread>,
-) -> Vec<plot::Group<'a>> {
+fn groups(report: &Report, figure: Figure) -> Vec<plot::Group<'_>> {
     let mut names: Vec<&str> = WORKLOADS.iter().map(|workload| workload.name).collect();
     names.push("memory");
     let mut groups = Vec::new();

@@ -228,7 +228,7 @@ fn juicefs(setup: &Setup<'_>) -> Launch {
         "benchvolume".to_owned(),
     ]);
     let from = format!("{}/", text(setup.plain));
-    let copy = [&program, "sync", &from, "jfs://META/"].map(|word| word.to_owned());
+    let copy = [&program, "sync", &from, "jfs://META/"].map(ToOwned::to_owned);
     let mut arguments =
         words("mount --read-only --no-usage-report --attr-cache 3600 --entry-cache 3600");
     arguments.extend(words("--dir-entry-cache 3600 --free-space-ratio 0.01 --cache-items 0"));

@@ -99,7 +99,7 @@ impl Place {
     }
 
     /// Ends every process that works in `folder`, unmounts what is mounted there, removes it.
-    pub(crate) fn clear(&self, folder: &Path) -> Result<(), Trouble> {
+    pub(crate) fn clear(folder: &Path) -> Result<(), Trouble> {
         end_all(&usage::members(folder, &[]), END_WITHIN);
         unmount_below(folder);
         let left = mounts_below(folder);
@@ -124,7 +124,7 @@ impl Drop for Place {
         // A hundred thousand files take a while to remove.
         eprintln!("removing {}", self.root.display());
         self.killer().kill_all();
-        if let Err(trouble) = self.clear(&self.root.clone()) {
+        if let Err(trouble) = Self::clear(&self.root) {
             eprintln!("warpdrive: {trouble}");
         }
     }

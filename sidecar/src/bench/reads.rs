@@ -295,7 +295,7 @@ mod tests {
     use super::*;
 
     fn halt() -> Halt {
-        Halt::new(Duration::from_secs(60))
+        Halt::new(Duration::from_mins(1))
     }
 
     fn home(count: usize, size: u64) -> (tempfile::TempDir, Files, Vec<Item>) {

@@ -16,8 +16,8 @@ pub(crate) const GIB: u64 = 1024 * MIB;
 
 /// Disk that a full run takes at most: the data at the origin, the plain copy, one cache, an upload.
 pub(crate) const FULL_BYTES: u64 = 10 * GIB;
-/// Below this share of a full run a sequential read lasts milliseconds and says nothing.
-const SMALLEST_SHARE: f64 = 0.05;
+/// Below this many thousandths of a full run a sequential read lasts milliseconds and says nothing.
+const SMALLEST_PERMILLE: u64 = 50;
 
 /// Lengths and times of one run.
 #[derive(Debug, Clone)]
@@ -53,7 +53,7 @@ pub(crate) struct Scale {
 impl Scale {
     /// Small sizes and one repetition: does everything work?
     pub(crate) fn quick() -> Self {
-        Self::of(0.0, 1, Duration::from_millis(100))
+        Self::of(0, 1, Duration::from_millis(100))
     }
 
     /// The largest that fits.
@@ -68,9 +68,9 @@ impl Scale {
         // as much again for everything else.
         let bounds = [limit_bytes.unwrap_or(FULL_BYTES), free / 2, memory.saturating_mul(2) / 3];
         let bytes = bounds.into_iter().min().unwrap_or(0);
-        let share = (bytes as f64 / FULL_BYTES as f64).min(1.0);
-        if share < SMALLEST_SHARE {
-            let (need, mib) = ((FULL_BYTES as f64 * SMALLEST_SHARE) as u64 / MIB, bytes / MIB);
+        let permille = (bytes / (FULL_BYTES / 1000)).min(1000);
+        if permille < SMALLEST_PERMILLE {
+            let (need, mib) = (FULL_BYTES / 1000 * SMALLEST_PERMILLE / MIB, bytes / MIB);
             return Err(Trouble::Failed(format!(
                 "{mib} MiB may be used ({} MiB free in {}, {} MiB of memory available); figures of less \
                  than {need} MiB say nothing; give --size, --dir or --quick",
@@ -79,17 +79,17 @@ impl Scale {
                 memory / MIB
             )));
         }
-        Ok(Self::of(share, repetitions, Duration::from_millis(700)))
+        Ok(Self::of(permille, repetitions, Duration::from_millis(700)))
     }
 
-    fn of(share: f64, repetitions: usize, slice: Duration) -> Self {
-        let quick = share == 0.0;
+    fn of(permille: u64, repetitions: usize, slice: Duration) -> Self {
+        let quick = permille == 0;
         // Whole MiB, so that blocks and parts are whole.
         let mib = |full: u64, least: u64| {
-            ((full as f64 * share) as u64).max(if quick { least } else { full / 16 }) * MIB
+            (full * permille / 1000).max(if quick { least } else { full / 16 }) * MIB
         };
         let count = |full: usize, least: usize| {
-            ((full as f64 * share) as usize).max(if quick { least } else { full / 8 })
+            (full * permille as usize / 1000).max(if quick { least } else { full / 8 })
         };
         Self {
             big: Item { key: "big.bin".to_owned(), size: mib(1024, 16) },
@@ -184,7 +184,7 @@ mod tests {
 
     #[test]
     fn a_full_run_stays_within_its_size() {
-        let scale = Scale::of(1.0, 3, Duration::from_secs(1));
+        let scale = Scale::of(1000, 3, Duration::from_secs(1));
         let total = |list: &[Item]| list.iter().map(|item| item.size).sum::<u64>();
         let origin = total(&scale.objects());
         let cache = total(&scale.files()).max(total(&scale.gets()));
@@ -193,7 +193,7 @@ mod tests {
 
     #[test]
     fn sizes_shrink_with_the_share() {
-        let half = Scale::of(0.5, 1, Duration::ZERO);
+        let half = Scale::of(500, 1, Duration::ZERO);
         assert_eq!((half.big.size, half.many[0].size), (512 * MIB, 32 * MIB));
         assert_eq!((half.many.len(), half.small.len()), (16, 1000));
         let quick = Scale::quick();

@@ -4,6 +4,7 @@
 
 use super::halt::Trouble;
 use super::own::{Mode, Own, Wish};
+use super::place::Place;
 use super::report::TargetFacts;
 use super::session::Session;
 use super::usage::{self, Cpu};
@@ -52,7 +53,7 @@ impl Drop for Served<'_> {
     fn drop(&mut self) {
         self.session.peak("s3", usage::peak_bytes(&self.members()));
         self.own.process.end();
-        if let Err(trouble) = self.session.place.clear(&self.own.folder) {
+        if let Err(trouble) = Place::clear(&self.own.folder) {
             eprintln!("warpdrive: {trouble}");
         }
     }

@@ -18,7 +18,7 @@ use super::usage::{self, Cpu};
 /// Peers log in, list and warm up.
 const MOUNTED_WITHIN: Duration = Duration::from_secs(30);
 /// Formatting and copying a data set into another format.
-const PREPARED_WITHIN: Duration = Duration::from_secs(180);
+const PREPARED_WITHIN: Duration = Duration::from_mins(3);
 
 /// What can be started.
 #[derive(Debug, Clone)]
@@ -246,7 +246,7 @@ impl Drop for Running<'_> {
             Inner::Own(own) => own.process.end(),
             Inner::Peer { process, .. } => *process = None,
         }
-        if let Err(trouble) = self.place.clear(&self.folder) {
+        if let Err(trouble) = Place::clear(&self.folder) {
             eprintln!("warpdrive: {trouble}");
         }
     }

@@ -3,6 +3,7 @@
 //! Invariant: both sides get the same bytes in the same parts over as many connections, and what was
 //! written is deleted again.
 
+use std::fmt::Write;
 use std::io::Read;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -78,14 +79,15 @@ fn upload(endpoint: &Endpoint, size: u64, halt: &Halt) -> Result<f64, Trouble> {
     };
     std::thread::scope(|scope| {
         let writers: Vec<_> = (0..AT_ONCE).map(|_| scope.spawn(work)).collect();
-        writers.into_iter().map(|w| joined(w.join())).collect::<Result<(), Trouble>>()
+        writers.into_iter().try_for_each(|writer| joined(writer.join()))
     })?;
     let mut tags = tags.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
     tags.sort();
-    let list: String = tags
-        .iter()
-        .map(|(n, tag)| format!("<Part><PartNumber>{n}</PartNumber><ETag>{tag}</ETag></Part>"))
-        .collect();
+    let mut list = String::new();
+    for (number, tag) in &tags {
+        // Writing to a String cannot fail.
+        let _ = write!(list, "<Part><PartNumber>{number}</PartNumber><ETag>{tag}</ETag></Part>");
+    }
     let complete = format!("<CompleteMultipartUpload>{list}</CompleteMultipartUpload>");
     let query = format!("uploadId={query}");
     let (_, done) = wire.call(endpoint, "POST", &path, &query, complete.as_bytes())?;

@@ -9,6 +9,7 @@ use std::time::Duration;
 use super::catalogue::CPU_PER_GIB;
 use super::data::Item;
 use super::halt::{Halt, Trouble};
+use super::own::Own;
 use super::reads::{Files, Taken};
 use super::report::Row;
 use super::scale::{GIB, Scale};
@@ -92,10 +93,9 @@ pub(crate) fn measure(session: &Session, target: &Target) -> Result<(), Trouble>
             let what = format!("{} {}", one.name, target.name);
             session.attempt(&what, || compare(session, target, &running, one))?;
         }
-        if let Some(own) = running.own() {
-            if let Some(note) = opens(&own.metrics()?) {
-                session.note(target.name, note);
-            }
+        let metrics = running.own().map(Own::metrics).transpose()?;
+        if let Some(note) = metrics.and_then(|metrics| opens(&metrics)) {
+            session.note(target.name, note);
         }
         session.peak(target.name, running.peak_bytes());
         Ok(())

@@ -13,7 +13,7 @@ use super::halt::{During, Trouble};
 use super::sign::{self, Key};
 
 /// Longer than any answer of a server that works, also behind a slow link.
-const SILENCE: Duration = Duration::from_secs(60);
+const SILENCE: Duration = Duration::from_mins(1);
 /// Of a head; more than any server here sends.
 const HEAD_BYTES: u64 = 64 * 1024;
 
