@@ -199,6 +199,8 @@ pub(crate) struct FileTier {
     blocks_before: AtomicU64,
     /// Bytes that the block tier had written by then.
     filled_before: AtomicU64,
+    /// Bytes that both tiers had written at the last tick.
+    written_before: AtomicU64,
     file_system: String,
     stacked: bool,
     metrics: Metrics,
@@ -469,6 +471,11 @@ impl FileTier {
             }
         }
         match self.look_up(object) {
+            // It may be open here for long; who gets it now is past every other look at it.
+            Ok(whole) if !whole.file.metadata().is_ok_and(|m| m.len() == object.meta.size) => {
+                self.suspect(object);
+                Err((NoCopy::Suspect, false))
+            }
             Ok(whole) => {
                 Ok(LocalCopy { file: Arc::clone(&whole.file), fate: Arc::clone(&whole.fate) })
             }
@@ -569,12 +576,21 @@ impl FileTier {
             return;
         }
         let tier = Arc::clone(self);
-        let last = move || {
-            tier.record_parts(1);
-            tier.write_back();
-        };
-        _ = tokio::task::spawn_blocking(last).await;
+        // Not written back: the page cache outlives this process, and others may have much to write.
+        _ = tokio::task::spawn_blocking(move || tier.record_parts(1)).await;
     }
+}
+
+/// Removes what a file tier left that is turned off now. In the background; the directory is held.
+pub(crate) fn clear(cache: &Path) {
+    let root = cache.join(open::FILES);
+    drop(tokio::task::spawn_blocking(move || {
+        if root.exists()
+            && let Err(error) = std::fs::remove_dir_all(&root)
+        {
+            tracing::warn!(%error, "the files of an earlier cache could not be removed");
+        }
+    }));
 }
 
 /// The directory that a file lies in: one of 256, so that none grows too large.

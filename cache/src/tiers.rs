@@ -14,7 +14,7 @@ use futures::future::BoxFuture;
 use crate::blocks::{
     BlockCache, Directory, HybridBlocks, METADATA_INDEX, Refused, Remembered, Trouble,
 };
-use crate::files::{FileTier, Route, WholeFile};
+use crate::files::{self, FileTier, Route, WholeFile};
 use crate::stats::{TierState, TierStats};
 use crate::version::{BlockKey, Version};
 use crate::{CacheConfig, Metrics};
@@ -32,6 +32,9 @@ impl TieredBlocks {
     pub(crate) async fn open(config: &CacheConfig, metrics: &Metrics) -> Result<Self, Refused> {
         let Some(disk) = config.disk.as_ref().filter(|disk| disk.files.enabled) else {
             let blocks = Arc::new(HybridBlocks::open(config, metrics).await?);
+            if let Some(disk) = config.disk.as_ref().filter(|_| blocks.disk().is_some()) {
+                files::clear(&disk.path);
+            }
             return Ok(Self { blocks, files: None });
         };
         let path = disk.path.clone();

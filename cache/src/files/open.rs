@@ -33,7 +33,7 @@ use crate::{CacheConfig, DiskConfig, Metrics};
 pub(super) const PARTS: &str = "parts";
 
 /// Where the tier lies in the cache directory.
-const FILES: &str = "files";
+pub(super) const FILES: &str = "files";
 
 /// Bytes of blocks that wait to be written, of all parts: a burst of several GETs.
 const QUEUE_BYTES: u64 = 64 << 20;
@@ -287,6 +287,7 @@ impl FileTier {
             others: AtomicU64::new(0),
             blocks_before: AtomicU64::new(0),
             filled_before: AtomicU64::new(0),
+            written_before: AtomicU64::new(0),
             file_system,
             stacked,
             metrics,

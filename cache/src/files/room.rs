@@ -255,7 +255,12 @@ impl FileTier {
 
     /// What is done now and then. Blocking.
     fn tick(&self, number: u64) {
-        self.measure();
+        // A cache that nobody fills costs a machine nothing.
+        let written = self.metrics.disk_filled.get() + self.metrics.file_written.get();
+        let still = self.written_before.swap(written, Ordering::Relaxed) == written;
+        if !still || number.is_multiple_of(WRITE_BACK_TICKS) {
+            self.measure();
+        }
         // Not for anyone in particular: the block tier may have grown, or the disk filled up.
         self.make_room(0, 0);
         if !self.closed.load(Ordering::Relaxed) {

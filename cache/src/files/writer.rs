@@ -28,6 +28,9 @@ const PAUSE: Duration = Duration::from_secs(30);
 /// How long after a disk was found full in spite of the budget.
 const FULL_PAUSE: Duration = Duration::from_secs(1);
 
+/// Bytes that are given back, at most, when a disk is found full: enough for those who write now.
+const FULL_BYTES: u64 = 64 << 20;
+
 /// Slices of one write: what Linux takes at once.
 const MAX_SLICES: usize = 1024;
 
@@ -167,7 +170,7 @@ impl FileTier {
             self.abandon(part, "disk_full");
             self.metrics.dropped.with_label_values(&["disk_full"]).inc();
             // Something else fills the disk: what can be given back is, and others go on at once.
-            if !self.evict(part.object.meta.size.max(self.terms.block_bytes)) {
+            if !self.evict(part.object.meta.size.min(FULL_BYTES)) {
                 self.pause(FULL_PAUSE, "the disk is full");
             }
         } else {

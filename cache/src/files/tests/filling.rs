@@ -141,3 +141,18 @@ async fn without_files_there_is_no_copy() {
     assert_eq!(rig.copy("k").await.unwrap_err(), NoCopy::Off);
     assert!(rig.cache.stats().files.is_none());
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tier_that_is_turned_off_gives_its_room_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = on(dir.path(), 4 * MIB, 64 * MIB);
+    let first = rig(&config, &MemoryStore::new()).await;
+    first.memory.insert("k", content(1, MIB));
+    first.full("k").await;
+    first.cache.close().await;
+    assert_eq!(published(dir.path()).len(), 1);
+    drop(first);
+    config.disk.as_mut().unwrap().files.enabled = false;
+    let _second = rig(&config, &MemoryStore::new()).await;
+    until("files are removed", || !dir.path().join("files").exists()).await;
+}
