@@ -353,10 +353,12 @@ async fn files_that_somebody_spoiled_are_found_and_replaced() {
         let sound = DataSet { objects: set.objects[..3].to_vec() };
         read_all(&sound, &home);
         let deadline = Instant::now() + PUBLISHED_WITHIN;
-        while sidecar.metric("warpdrive_cache_bad_files_total").await < 1.0 {
+        while std::fs::read(&flipped).is_ok_and(|b| set.objects[3].difference(0, &b).is_some()) {
             assert!(Instant::now() < deadline, "restart {restart}: not found\n{}", home.log());
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
+        let bad = sidecar.metric("warpdrive_cache_file_bad_total").await;
+        assert!(bad >= 1.0, "restart {restart}: {bad} counted");
         read_all(&set, &home);
         wait_published(&set, &home, &sidecar).await;
         read_all(&set, &home);
