@@ -213,7 +213,7 @@ fn a_newer_process_takes_a_running_mount_over() {
     let status = old.process.wait(SOON).expect("the old worker stays");
     assert_eq!(status.code(), Some(0), "{}", old.log());
     let new_pid = until("no new worker", || worker(&home).filter(|now| *now != old_pid));
-    assert_eq!(new_pid as u32, new.pid());
+    assert_eq!(new_pid.cast_unsigned(), new.pid());
     reader.gets_on();
     reader.end();
     assert_eq!(get(home.s3, "/data/hello.txt").unwrap().text(), "hello, world\n");

@@ -179,16 +179,18 @@ fn the_first_process_supervises_and_reaps() {
     let process = Process::spawn("unshare", command, &home.path("log")).unwrap();
     until("not ready", || get(home.admin, "/readyz").filter(|answer| answer.status == 200));
     let first = until("no first process", || children(process.pid()).first().copied());
-    let before = until("no worker", || children(first as u32).first().copied());
+    let before = until("no worker", || children(first.cast_unsigned()).first().copied());
     // A process whose parent ends becomes a child of the first one, and must not stay a zombie.
     let mut orphan = Command::new("nsenter");
     let script = "sleep 0.1 & sleep 0.1 & exit 0";
     orphan.args(["-t", &first.to_string(), "-p", "sh", "-c", script]);
     let (code, _, stderr) = output(&mut orphan);
     assert_eq!(code, 0, "{stderr}");
-    until("orphans stay", || (children(first as u32) == [before]).then_some(()));
+    until("orphans stay", || (children(first.cast_unsigned()) == [before]).then_some(()));
     kill(before, Signal::KILL);
-    until("no other worker", || children(first as u32).into_iter().find(|now| *now != before));
+    until("no other worker", || {
+        children(first.cast_unsigned()).into_iter().find(|now| *now != before)
+    });
     until("not ready", || get(home.admin, "/readyz").filter(|answer| answer.status == 200));
     kill(first, Signal::TERM);
     let status = process.wait(Duration::from_secs(20)).unwrap();
