@@ -15,6 +15,7 @@ use twox_hash::XxHash3_64;
 use crate::blocks::{BlockCache, Refused};
 use crate::fetch::{Fetcher, Gate, Origin};
 use crate::files::FileTier;
+use crate::governor::Governor;
 use crate::lists::ListCache;
 use crate::metadata::MetadataCache;
 use crate::prefetch::Prefetcher;
@@ -27,9 +28,6 @@ const GAUGE_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Objects that are completed in the background at once; another is when it is opened the next time.
 const COMPLETIONS: usize = 4;
-
-/// Permits of the body window are handed out in this unit, because a semaphore counts in 32 bits.
-pub(crate) const WINDOW_UNIT_BYTES: u64 = 1024;
 
 /// Why a cache cannot be opened where going on would be unsafe or senseless.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -60,8 +58,8 @@ pub(crate) struct Shared {
     pub(crate) files: Option<Arc<FileTier>>,
     pub(crate) fetcher: Arc<Fetcher>,
     pub(crate) prefetcher: Prefetcher,
-    /// Bytes that bodies may have fetched ahead of their readers, in [`WINDOW_UNIT_BYTES`].
-    pub(crate) window: Arc<Semaphore>,
+    /// Bytes that are in no tier.
+    pub(crate) governor: Arc<Governor>,
     /// Objects that are completed in the background because they were opened again.
     pub(crate) completions: Semaphore,
     pub(crate) metrics: Metrics,
@@ -74,11 +72,12 @@ impl Shared {
         files: Option<Arc<FileTier>>,
         metrics: Metrics,
     ) -> Arc<Self> {
-        let fetcher = Fetcher::new(&config, Arc::clone(&blocks), metrics.clone());
-        let units = (config.body_window_bytes / WINDOW_UNIT_BYTES) as usize;
+        let governor = Governor::new(config.transit_bytes);
+        let fetcher =
+            Fetcher::new(&config, Arc::clone(&blocks), Arc::clone(&governor), metrics.clone());
         Arc::new(Self {
             prefetcher: Prefetcher::new(&config),
-            window: Arc::new(Semaphore::new(units.min(Semaphore::MAX_PERMITS))),
+            governor,
             completions: Semaphore::new(COMPLETIONS),
             config,
             blocks,

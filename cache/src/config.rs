@@ -44,9 +44,10 @@ pub struct CacheConfig {
     /// its block is kept in memory only and counted as dropped. Zero never slows a reader; the cache
     /// then fills at the disk's pace over several reads. What is warmed on purpose waits regardless.
     pub fill_patience: Duration,
-    /// Bytes that all bodies together may have fetched ahead of their readers; at least two times
-    /// `max_fetch_bytes`, whatever is said here. A body takes at most half of what is left.
-    pub body_window_bytes: u64,
+    /// Bytes that may be in no tier at a time: fetches on their way, what is fetched ahead, bodies of
+    /// answers that wait for their readers, bodies of uploads. A quarter is kept for what readers wait
+    /// for. At least four times `max_fetch_bytes`, whatever is said here.
+    pub transit_bytes: u64,
 }
 
 impl Default for CacheConfig {
@@ -68,7 +69,8 @@ impl Default for CacheConfig {
             listed_entries: 100_000,
             // Long enough for any burst, short enough that a disk that hangs is not waited for twice.
             fill_patience: Duration::from_secs(5),
-            body_window_bytes: 96 * MIB,
+            // Twenty merged GETs: more than a fast link has in flight, with the read-ahead of a few readers.
+            transit_bytes: 160 * MIB,
         }
     }
 }
@@ -227,12 +229,17 @@ impl CacheConfig {
         {
             problems.push(format!("high water {} is not within 0 and 1", disk.high_water));
         }
+        if let Some(disk) = &self.disk
+            && !(0.0..=1.0).contains(&disk.block_share)
+        {
+            problems.push(format!("block share {} is not within 0 and 1", disk.block_share));
+        }
         if !problems.is_empty() {
             return Err(problems.join("; "));
         }
         self.max_fetch_bytes = self.max_fetch_bytes.max(self.block_bytes);
-        // Two merged GETs, or every body would be fetched block by block.
-        self.body_window_bytes = self.body_window_bytes.max(self.max_fetch_bytes.saturating_mul(2));
+        // One merged GET for those who wait, one for those who do not, one ahead, one for uploads.
+        self.transit_bytes = self.transit_bytes.max(self.max_fetch_bytes.saturating_mul(4));
         self.metadata_entries = self.metadata_entries.max(1);
         Ok(self)
     }

@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use parking_lot::Mutex;
 use store::ReaderId;
 
+use crate::governor::{Governor, Lease};
 use crate::version::{BlockKey, Version};
 use crate::{CacheConfig, Metrics};
 use streams::{Limits, Streams};
@@ -126,6 +127,7 @@ struct Unread {
 pub(crate) struct Ahead {
     in_flight: Arc<AtomicU64>,
     budget: u64,
+    governor: Arc<Governor>,
     unread: Mutex<Unread>,
     /// Length of `unread`, so that the warm path takes no lock where nothing was prefetched.
     watched: AtomicUsize,
@@ -138,6 +140,7 @@ pub(crate) struct Ahead {
 pub(crate) struct Charge {
     in_flight: Arc<AtomicU64>,
     bytes: u64,
+    _lease: Lease,
     metrics: Metrics,
 }
 
@@ -149,7 +152,7 @@ impl Drop for Charge {
 }
 
 impl Ahead {
-    pub(crate) fn new(config: &CacheConfig, metrics: Metrics) -> Self {
+    pub(crate) fn new(config: &CacheConfig, governor: Arc<Governor>, metrics: Metrics) -> Self {
         // What was pushed out of the cache unread was wasted, and is forgotten here at that time: the
         // cache evicts by age, so after as many bytes as it holds.
         let capacity = config.memory_bytes + config.disk.as_ref().map_or(0, |d| d.capacity_bytes);
@@ -157,6 +160,7 @@ impl Ahead {
         Self {
             in_flight: Arc::default(),
             budget: config.prefetch_budget_bytes,
+            governor,
             unread: Mutex::default(),
             watched: AtomicUsize::new(0),
             limit,
@@ -164,8 +168,10 @@ impl Ahead {
         }
     }
 
-    /// Takes `bytes` of the budget for a block that nobody asked for; `None` when it is spent.
+    /// Takes `bytes` of the budget for a block that nobody asked for; `None` when it is spent, or
+    /// memory is.
     pub(crate) fn charge(&self, key: &BlockKey, bytes: u64) -> Option<Charge> {
+        let lease = self.governor.extra(bytes)?;
         let within = |held: u64| held.checked_add(bytes).filter(|sum| *sum <= self.budget);
         self.in_flight.fetch_update(Ordering::AcqRel, Ordering::Acquire, within).ok()?;
         self.metrics.prefetch_in_flight.add(bytes.cast_signed());
@@ -185,7 +191,7 @@ impl Ahead {
         }
         self.watched.store(unread.since.len(), Ordering::Release);
         let in_flight = Arc::clone(&self.in_flight);
-        Some(Charge { in_flight, bytes, metrics: self.metrics.clone() })
+        Some(Charge { in_flight, bytes, _lease: lease, metrics: self.metrics.clone() })
     }
 
     /// A reader read a block.
@@ -224,10 +230,12 @@ mod tests {
             prefetch_budget_bytes: 4 << 20,
             ..CacheConfig::default()
         };
-        let ahead = Ahead::new(&config, metrics.clone());
+        let governor = Governor::new(16 << 20);
+        let ahead = Ahead::new(&config, Arc::clone(&governor), metrics.clone());
         let held: Vec<_> = (0..8).filter_map(|n| ahead.charge(&block(n), 1 << 20)).collect();
-        assert_eq!(held.len(), 4);
+        assert_eq!((held.len(), governor.leased_bytes()), (4, 4 << 20));
         drop(held);
+        assert_eq!(governor.leased_bytes(), 0);
         assert_eq!(metrics.prefetch_in_flight.get(), 0);
         ahead.used(&block(1));
         ahead.used(&block(1));

@@ -1,14 +1,18 @@
 //! How much memory many large uploads take: a process of its own, because it is measured.
 //!
-//! Invariant: 32 uploads of 64 MiB at once, 2 GiB in all, stay under 256 MiB of resident memory.
+//! Invariant: 32 uploads of 64 MiB at once, 2 GiB in all, stay under 256 MiB of resident memory, and
+//! under what whoever bounds the process gives them.
 //! The store behind counts and throws away, so that what is measured is the endpoint.
 
 #![allow(clippy::unwrap_used)] // Helpers of tests fail like tests.
 
+use std::any::Any;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
-use s3gw::{Access, Gateway, GatewayConfig, Metrics};
+use futures::future::BoxFuture;
+use s3gw::{Access, Gateway, GatewayConfig, Metrics, UploadMemory};
 use store::testing::MemoryStore;
 use store::{
     Body, Bucket, BucketName, Condition, CopyOptions, ETag, GetOptions, GetResult, ListPage,
@@ -16,6 +20,7 @@ use store::{
     UploadId, UploadList, UploadListRequest, Written,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 const UPLOADS: usize = 32;
@@ -100,6 +105,21 @@ impl Store for Sink {
     }
 }
 
+/// Gives uploads so much between them, and counts.
+#[derive(Debug)]
+struct Bound {
+    mib: Arc<Semaphore>,
+    leases: AtomicU64,
+}
+
+impl UploadMemory for Bound {
+    fn lease(&self, bytes: u64) -> BoxFuture<'static, Box<dyn Any + Send + Sync>> {
+        self.leases.fetch_add(1, Ordering::Relaxed);
+        let wait = Arc::clone(&self.mib).acquire_many_owned(bytes.div_ceil(1 << 20) as u32);
+        Box::pin(async move { Box::new(wait.await.unwrap()) as Box<dyn Any + Send + Sync> })
+    }
+}
+
 /// The highest resident memory of this process so far.
 fn peak_bytes() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
@@ -120,7 +140,12 @@ async fn many_large_uploads_take_little_memory() {
         })
         .unwrap()
         .build();
-    let config = GatewayConfig::new("127.0.0.1:0".parse().unwrap(), Access::Anonymous);
+    // Fewer than there are uploads: the others wait for their turn.
+    let bound = Arc::new(Bound { mib: Arc::new(Semaphore::new(8)), leases: AtomicU64::new(0) });
+    let config = GatewayConfig {
+        upload_memory: Some(Arc::<Bound>::clone(&bound)),
+        ..GatewayConfig::new("127.0.0.1:0".parse().unwrap(), Access::Anonymous)
+    };
     let metrics = Metrics::register(&prometheus::Registry::new()).unwrap();
     let gateway = Gateway::bind(config, Arc::new(namespace), metrics).await.unwrap();
     let address = gateway.local_addr();
@@ -153,6 +178,8 @@ async fn many_large_uploads_take_little_memory() {
         let meta = sink.head(&key).await.unwrap();
         assert_eq!(meta.size, UPLOAD_BYTES.to_string().len() as u64);
     }
+    assert_eq!(bound.leases.load(Ordering::Relaxed), UPLOADS as u64, "each upload asked once");
+    assert_eq!(bound.mib.available_permits(), 8, "and gave back what it got");
     let peak = peak_bytes();
     println!("peak resident memory: {} MiB", peak >> 20);
     assert!(peak < LIMIT_BYTES, "peak resident memory is {} MiB", peak >> 20);

@@ -17,6 +17,7 @@ use super::flight::Landing;
 use super::gate::{Permit, Urgency};
 use super::{Fetcher, Origin, Wanted};
 use crate::buffers::Buffer;
+use crate::governor::Lease;
 use crate::prefetch::Charge;
 use crate::version::{BlockKey, Version};
 
@@ -49,6 +50,8 @@ pub(crate) struct Run {
     pub(crate) opened: Option<(Permit, ByteStream)>,
     /// What of it counts as fetched ahead; held for the budget.
     pub(crate) charges: Vec<Charge>,
+    /// Memory for what readers wait for.
+    pub(crate) lease: Option<Lease>,
     /// Grains at the front of the first block, which are here or come of themselves: short of all of
     /// them, so that there is something to ask for.
     pub(crate) lead: Vec<Wanted>,
@@ -72,6 +75,7 @@ impl Run {
             urgency,
             opened: None,
             charges: Vec::new(),
+            lease: None,
             lead: Vec::new(),
             waited: Duration::ZERO,
         }
@@ -102,6 +106,7 @@ impl Run {
         let blocks = self.fetcher.blocks();
         let hurried = self.urgency.is_demand();
         let patience = if hurried { self.patience() } else { FILL_PATIENCE };
+        let bytes = data.len() as u64;
         let spill = blocks.insert(key.clone(), data.clone(), patience);
         if spill.is_some() {
             self.origin.meta.keep(&self.object);
@@ -109,6 +114,10 @@ impl Run {
         self.fetcher.land(&key, landing, Ok(data));
         if let Some(spill) = spill {
             self.wait_for_disk(spill, hurried).await;
+        }
+        // It is in a tier now, or with those who asked for it.
+        if let Some(lease) = &mut self.lease {
+            lease.shrink(bytes);
         }
     }
 

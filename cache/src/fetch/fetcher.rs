@@ -20,6 +20,7 @@ use super::flight::{Flight, Landing};
 use super::gate::{Gate, Permit, Priority, Urgency};
 use crate::blocks::BlockCache;
 use crate::buffers::Buffers;
+use crate::governor::Governor;
 use crate::metadata::{Answer, Known, MetadataCache};
 use crate::metrics::Metrics;
 use crate::prefetch::Ahead;
@@ -110,6 +111,7 @@ pub(crate) struct Fetcher {
     flights: Mutex<HashMap<BlockKey, InFlight>>,
     disk_reads: Arc<Gate>,
     ahead: Ahead,
+    governor: Arc<Governor>,
     metrics: Metrics,
     units: Units,
     /// Where whole blocks are assembled.
@@ -124,13 +126,15 @@ impl Fetcher {
     pub(crate) fn new(
         config: &CacheConfig,
         blocks: Arc<dyn BlockCache>,
+        governor: Arc<Governor>,
         metrics: Metrics,
     ) -> Arc<Self> {
         Arc::new(Self {
             blocks,
             flights: Mutex::default(),
             disk_reads: Gate::new(DISK_READS),
-            ahead: Ahead::new(config, metrics.clone()),
+            ahead: Ahead::new(config, Arc::clone(&governor), metrics.clone()),
+            governor,
             metrics,
             units: Units::new(config.block_bytes, config.grain_bytes),
             buffers: Buffers::new(config.block_bytes as usize),
@@ -338,6 +342,7 @@ impl Fetcher {
     ) -> Answer {
         let urgency = Urgency::new(Priority::Demand);
         let permit = origin.gate.enter(&urgency).await;
+        let lease = self.governor.demand(probe.range.end - probe.range.start).await;
         let asked = Instant::now();
         let got = match self.get(origin, key, probe.range.clone(), None).await {
             Ok(got) => got,
@@ -374,6 +379,7 @@ impl Fetcher {
         let mut run = Run::new(self, origin, object, urgency);
         run.blocks = blocks;
         run.opened = Some((permit, got.body));
+        run.lease = Some(lease);
         tokio::spawn(bring(run));
         Ok(known)
     }
@@ -419,6 +425,13 @@ async fn bring(mut run: Run) {
         Some((permit, body)) => (permit, Some(body)),
         None => (run.origin.gate.enter(&run.urgency).await, None),
     };
+    // What is fetched ahead has its share of memory already.
+    if run.charges.is_empty()
+        && run.lease.is_none()
+        && let Some(missing) = run.range()
+    {
+        run.lease = Some(fetcher.governor.demand(missing.end - missing.start).await);
+    }
     fetcher.metrics.fetching.inc();
     let mut tries = 0;
     while let Some(missing) = run.range() {

@@ -15,12 +15,12 @@ use bytes::Bytes;
 use futures::stream;
 use futures::{Stream, StreamExt};
 use store::{Error, ErrorKind, GetOptions, GetResult, ObjectKey, ReaderId, Result};
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
 use super::{CachedStore, ready};
-use crate::cache::{Shared, WINDOW_UNIT_BYTES};
+use crate::cache::Shared;
 use crate::fetch::{Origin, Priority, Want, Wanted};
+use crate::governor::Lease;
 use crate::metadata::Known;
 use crate::prefetch::Plan;
 use crate::span::{BlockSpan, Units, block_count};
@@ -262,7 +262,7 @@ struct Queued {
     within: Range<usize>,
     wanted: Wanted,
     /// This block's part of what all bodies may hold.
-    _window: Option<OwnedSemaphorePermit>,
+    _window: Option<Lease>,
 }
 
 impl Reading {
@@ -328,7 +328,7 @@ impl Reading {
     /// Asks for blocks in whole merged GETs as long as the window has room. The next block is always
     /// asked for, so that a body moves on however full the windows of others are.
     fn top_up(&mut self) {
-        let units = self.shared.config.block_bytes.div_ceil(WINDOW_UNIT_BYTES) as u32;
+        let block_bytes = self.units.block_bytes;
         loop {
             let count = self.chunk.min(self.end - self.asked);
             if count == 0 || self.queue.len() as u32 + count > self.chunk * WINDOW_FETCHES {
@@ -336,25 +336,24 @@ impl Reading {
             }
             // At most half of what is left, so that bodies that stand still leave something to those
             // that come. Less than a whole GET is asked for only where the reader would wait.
-            let left = self.shared.window.available_permits() / 2 / units as usize;
+            let left = self.shared.governor.extra_bytes() / 2 / block_bytes;
             let share = count.min(u32::try_from(left).unwrap_or(u32::MAX));
             if share < count && !self.queue.is_empty() {
                 return;
             }
-            let window = Arc::clone(&self.shared.window)
-                .try_acquire_many_owned(units.saturating_mul(share))
-                .ok()
-                .filter(|_| share > 0);
+            let window =
+                (share > 0).then(|| self.shared.governor.extra(block_bytes * u64::from(share)));
+            let window = window.flatten();
             let count = match &window {
                 Some(_) => share,
                 None if self.queue.is_empty() => 1,
                 None => return,
             };
-            self.want(count, window, units);
+            self.want(count, window);
         }
     }
 
-    fn want(&mut self, count: u32, mut window: Option<OwnedSemaphorePermit>, units: u32) {
+    fn want(&mut self, count: u32, mut window: Option<Lease>) {
         let blocks = self.asked..self.asked + count;
         self.asked = blocks.end;
         let (origin, object) = (&self.origin, &self.object);
@@ -369,7 +368,7 @@ impl Reading {
         };
         let wanted = self.shared.fetcher.want(&want);
         for (index, wanted) in blocks.zip(wanted) {
-            let part = window.as_mut().and_then(|w| w.split(units as usize));
+            let part = window.as_mut().map(|w| w.split(self.units.block_bytes));
             let within = self.units.within(index, &self.range);
             self.queue.push_back(Queued { within, wanted, _window: part });
         }

@@ -170,7 +170,7 @@ async fn the_first_get_asks_once_and_a_warm_one_asks_nothing() {
 
 #[tokio::test]
 async fn bodies_longer_than_any_window_arrive_whole() {
-    let config = CacheConfig { body_window_bytes: 3 * BLOCK, ..small() };
+    let config = CacheConfig { transit_bytes: 3 * BLOCK, ..small() };
     let rig = rig_with(config, StorePolicy::default()).await;
     let bytes = content(3, 300_000);
     rig.memory.insert("k", bytes.clone());

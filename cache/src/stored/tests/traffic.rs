@@ -179,7 +179,7 @@ async fn an_origin_that_hangs_takes_no_turns_from_another() {
 
 #[tokio::test]
 async fn bodies_that_stand_still_leave_room_for_whole_requests_of_others() {
-    let config = CacheConfig { body_window_bytes: BLOCK, ..small() };
+    let config = CacheConfig { transit_bytes: BLOCK, ..small() };
     let rig = rig_with(config, StorePolicy::default()).await;
     rig.memory.insert("a", content(1, 100_000));
     rig.store.head(&key("a")).await.unwrap();
