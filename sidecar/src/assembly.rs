@@ -5,7 +5,6 @@
 //! keep the others from being served.
 
 mod later;
-mod served;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,7 +17,6 @@ use store::{Bucket, BucketName, Namespace};
 use crate::config::{BackendSettings, CacheSettings, Freshness, Settings};
 use crate::metrics::Metrics;
 pub(crate) use later::OpenedOrigin;
-use served::ServedHere;
 
 /// What a sidecar is made of, below its front ends.
 pub(crate) struct Assembly {
@@ -87,8 +85,7 @@ impl Assembly {
             origins.push(Origin { settings: backend.clone(), opened, store });
         }
         let buckets = bucket_names(settings);
-        let passthrough = settings.mount.as_ref().is_some_and(|mount| mount.passthrough);
-        let namespace = namespace(&origins, &buckets, passthrough)?;
+        let namespace = namespace(&origins, &buckets)?;
         Ok(Self { registry, metrics, cache, origins, namespace: Arc::new(namespace), buckets })
     }
 
@@ -120,7 +117,6 @@ fn bucket_names(settings: &Settings) -> BTreeMap<BucketName, usize> {
 fn namespace(
     origins: &[Origin],
     buckets: &BTreeMap<BucketName, usize>,
-    passthrough: bool,
 ) -> Result<Namespace, store::InvalidNamespace> {
     let created = SystemTime::now();
     let mut builder = Namespace::builder();
@@ -129,11 +125,7 @@ fn namespace(
         builder = builder.bucket(Bucket {
             name: name.clone(),
             store: origin.store.clone(),
-            residency: Some(if passthrough {
-                origin.store.clone()
-            } else {
-                Arc::new(ServedHere(Arc::clone(&origin.store)))
-            }),
+            residency: Some(origin.store.clone()),
             read_only: origin.settings.read_only,
             created,
         })?;

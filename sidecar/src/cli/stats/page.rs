@@ -218,9 +218,7 @@ fn opens(out: &mut String, status: &Value) {
 /// Why the kernel did not read a file by itself, and what would change that.
 fn fallback(reason: &str) -> String {
     let words = match reason {
-        "no_file_tier" => {
-            "no files are handed out: needs cache.path, cache.files.enabled, fuse.passthrough: auto"
-        }
+        "no_file_tier" => "the cache keeps no files: set cache.path, and cache.files.enabled: true",
         "small" => "small: stays a block (cache.files.min_size)",
         "incomplete" => "not whole in the cache yet: read it whole, or `warpdrive warm` it",
         "suspect" => "being verified before it is handed out again",
@@ -233,6 +231,7 @@ fn fallback(reason: &str) -> String {
         }
         "register_failed" => "registering failed: tried again, see the log",
         "in_use_cached" => "open the slower way elsewhere: switches when that is closed",
+        "turned_off" => "turned off (fuse.passthrough: off)",
         other => return other.replace('_', " "),
     };
     words.to_owned()
