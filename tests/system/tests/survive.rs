@@ -92,10 +92,10 @@ async fn a_hundred_kills_of_the_worker_cost_no_reader_a_byte() {
     let what = || {
         let warm = |target: &str| target.contains("/warm/") || target.contains("/small/");
         let again = proxy.requests().into_iter().filter(|r| r.method == "GET" && warm(&r.target));
-        again.take(20).map(|r| format!("{} {:?}\n", r.target, r.range)).collect::<String>()
+        again.take(20).map(|r| format!("{} {:?}", r.target, r.range)).collect::<Vec<_>>()
     };
     let all_asked = asked.iter().sum::<u64>();
-    assert!(all_asked * 100 <= held, "{asked:?} of {held} bytes\n{}{}", what(), tail(&home));
+    assert!(all_asked * 100 <= held, "{asked:?} of {held} bytes\n{:#?}\n{}", what(), tail(&home));
 
     // And it is served after one more, with the origin gone.
     kill_worker(&sidecar, &home);
