@@ -3,7 +3,7 @@
 //! Invariant: one cache directory has one process. Everything that can fail at run time and is not
 //! that lock leaves a tier off, never the process.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -19,6 +19,7 @@ use crate::governor::Governor;
 use crate::lists::ListCache;
 use crate::metadata::MetadataCache;
 use crate::prefetch::Prefetcher;
+use crate::simulate::Recorder;
 use crate::stats::{FetchStats, PrefetchStats, Stats};
 use crate::tiers::TieredBlocks;
 use crate::{CacheConfig, CachedStore, Metrics, StorePolicy};
@@ -60,6 +61,8 @@ pub(crate) struct Shared {
     pub(crate) prefetcher: Prefetcher,
     /// Bytes that are in no tier.
     pub(crate) governor: Arc<Governor>,
+    /// Where uses of objects are recorded.
+    pub(crate) trace: Option<Recorder>,
     /// Objects that are completed in the background because they were opened again.
     pub(crate) completions: Semaphore,
     pub(crate) metrics: Metrics,
@@ -78,6 +81,7 @@ impl Shared {
         Arc::new(Self {
             prefetcher: Prefetcher::new(&config),
             governor,
+            trace: config.trace.as_deref().and_then(record),
             completions: Semaphore::new(COMPLETIONS),
             config,
             blocks,
@@ -86,6 +90,15 @@ impl Shared {
             metrics,
         })
     }
+}
+
+/// Begins a trace. One that cannot be written is no reason not to serve.
+fn record(path: &Path) -> Option<Recorder> {
+    let recorder = Recorder::open(path, Recorder::MOST_BYTES);
+    let recorder = recorder.inspect_err(|error| {
+        tracing::warn!(path = %path.display(), %error, "uses of objects are not recorded");
+    });
+    recorder.ok()
 }
 
 /// The cache of this process. Give it to no second one: a cache directory has one owner.
@@ -239,6 +252,11 @@ impl Cache {
         }
         metrics.size.set(bytes.cast_signed());
         metrics.utilization.set(bytes as f64 / capacity_bytes.max(1) as f64);
+    }
+
+    /// What bounds the bytes that are in no tier; uploads that pass by the cache share it.
+    pub fn governor(&self) -> &Arc<Governor> {
+        &self.shared.governor
     }
 
     /// Waits until everything that was fetched is on disk.

@@ -48,6 +48,8 @@ pub struct CacheConfig {
     /// answers that wait for their readers, bodies of uploads. A quarter is kept for what readers wait
     /// for. At least four times `max_fetch_bytes`, whatever is said here.
     pub transit_bytes: u64,
+    /// A file that uses of objects are recorded in, for [`crate::simulate`]; one that is there is replaced.
+    pub trace: Option<PathBuf>,
 }
 
 impl Default for CacheConfig {
@@ -71,6 +73,7 @@ impl Default for CacheConfig {
             fill_patience: Duration::from_secs(5),
             // Twenty merged GETs: more than a fast link has in flight, with the read-ahead of a few readers.
             transit_bytes: 160 * MIB,
+            trace: None,
         }
     }
 }

@@ -61,6 +61,14 @@ impl CachedStore {
         self.origin.id
     }
 
+    /// Writes a use of an object into the trace, where there is one. An open on the mount and the read
+    /// that follows are two lines; the simulator takes them for one use, as the tier does.
+    fn record_use(&self, key: &ObjectKey, size: u64) {
+        if let Some(trace) = &self.shared.trace {
+            trace.record(&self.origin.name, key.as_str(), size);
+        }
+    }
+
     /// The name that it was attached under.
     pub fn name(&self) -> &str {
         &self.origin.name
@@ -196,6 +204,7 @@ impl Residency for CachedStore {
         etag: &ETag,
         size: u64,
     ) -> std::result::Result<LocalCopy, NoCopy> {
+        self.record_use(key, size);
         let Some(files) = &self.shared.files else { return Err(NoCopy::Off) };
         let object = self.version_of(key, etag, size);
         files.copy(&object).map_err(|(reason, again)| {

@@ -138,7 +138,12 @@ fn namespace(
     Ok(builder.build())
 }
 
+/// What a process has besides its memory tier and what is on its way: code, tables of objects and names,
+/// buffers of the block tier.
+const BESIDE_TRANSIT_BYTES: u64 = 96 << 20;
+
 fn cache_config(settings: &CacheSettings) -> CacheConfig {
+    let default = CacheConfig::default();
     CacheConfig {
         memory_bytes: settings.memory_bytes,
         disk: settings.disk.as_ref().map(|(path, capacity)| DiskConfig {
@@ -153,7 +158,11 @@ fn cache_config(settings: &CacheSettings) -> CacheConfig {
         max_parallel_fetch: settings.max_parallel_fetch,
         max_fetch_bytes: settings.max_fetch_bytes,
         readahead_blocks: settings.readahead_blocks as usize,
-        ..CacheConfig::default()
+        trace: settings.trace.clone(),
+        transit_bytes: settings.memory_limit_bytes.map_or(default.transit_bytes, |limit| {
+            limit.saturating_sub(settings.memory_bytes).saturating_sub(BESIDE_TRANSIT_BYTES)
+        }),
+        ..default
     }
 }
 

@@ -8,6 +8,7 @@
 mod credentials;
 mod mounting;
 mod state;
+mod uploads;
 
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
@@ -35,6 +36,7 @@ use crate::warm::Jobs;
 use credentials::{Keeping, Place};
 pub(crate) use mounting::MountView;
 use mounting::{Mounted, Plan};
+use uploads::Uploads;
 
 /// Text that depends on what the addresses became.
 type Epilogue = Box<dyn Fn(&Announcement) -> String + Send>;
@@ -353,6 +355,7 @@ impl Start<'_> {
             allowed_hosts: s3.allowed_hosts.clone(),
             region: s3.region.clone(),
             body_memory_bytes: s3.body_memory_bytes,
+            upload_memory: Some(Arc::new(Uploads(Arc::clone(self.assembly.cache.governor())))),
             ..GatewayConfig::new(s3.listen, access.access)
         };
         let listener = self.listener(s3.listen).await;

@@ -90,6 +90,9 @@ impl CachedStore {
             let context = format!("`{}` has too many blocks of {block_bytes} bytes", object.key);
             return Err(Error::new(ErrorKind::Unsupported, context));
         }
+        if range.start == 0 {
+            self.record_use(&object.key, size);
+        }
         let plan = self.shared.prefetcher.observe(options.reader, object, &range);
         let body = if let Some(pieces) = self.near(object, &range, cold) {
             self.follow(object, options, &range, plan, false);

@@ -251,3 +251,25 @@ async fn a_reader_without_an_id_prefetches_nothing() {
     assert_eq!(rig.stats().prefetch.bytes, 0);
     assert_eq!(rig.stats().fetch.bytes, 2000);
 }
+
+#[tokio::test]
+async fn uses_are_recorded_for_the_simulator() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("trace");
+    let config = CacheConfig { trace: Some(path.clone()), ..small() };
+    let rig = rig_with(config, StorePolicy::default()).await;
+    rig.memory.insert("a b", content(1, 3000));
+    rig.memory.insert("c", content(2, 100));
+    for name in ["a b", "c", "a b"] {
+        rig.full(name).await.unwrap();
+    }
+    rig.cache.shared().trace.as_ref().unwrap().close();
+    let lines = std::io::BufReader::new(std::fs::File::open(&path).unwrap());
+    let trace = crate::simulate::recorded("t", lines, 10_000).unwrap();
+    let outcome = crate::simulate::run(&trace);
+    assert_eq!(
+        std::fs::read_to_string(&path).unwrap().lines().filter(|l| !l.starts_with('#')).count(),
+        3
+    );
+    assert!(format!("{outcome:?}").contains('3'), "{outcome:?}");
+}

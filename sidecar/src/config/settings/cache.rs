@@ -61,7 +61,7 @@ const DEFAULT_BLOCK: ByteSize = ByteSize::mib(1);
 /// Eight blocks: a request that a cloud answers at full speed of a connection.
 const DEFAULT_FETCH: ByteSize = ByteSize::mib(8);
 /// What fetches and bodies in flight need at the least beside the memory tier.
-const BESIDE_MEMORY: ByteSize = ByteSize::mib(64);
+const BESIDE_MEMORY: ByteSize = ByteSize::mib(160);
 /// Short: a missing object is often one that is about to be written.
 const DEFAULT_NEGATIVE_TTL: Duration = Duration::from_secs(5);
 
@@ -150,8 +150,8 @@ pub(crate) fn validate(
     }
     let retention = typed.retention.as_deref();
     let retention = self::retention(retention, &at.key("retention"), problems);
-    let trace = trace(typed.trace, &at, notes, problems);
-    let memory_limit_bytes = memory_limit(typed.memory_limit, memory_bytes, &at, notes, problems);
+    let trace = trace(typed.trace, &at, problems);
+    let memory_limit_bytes = memory_limit(typed.memory_limit, memory_bytes, &at, problems);
     CacheSettings {
         memory_bytes,
         disk: path.map(|path| (path, capacity)),
@@ -173,18 +173,12 @@ pub(crate) fn validate(
     }
 }
 
-fn trace(
-    typed: Option<String>,
-    at: &At,
-    notes: &mut Vec<String>,
-    problems: &mut Problems,
-) -> Option<PathBuf> {
+fn trace(typed: Option<String>, at: &At, problems: &mut Problems) -> Option<PathBuf> {
     let trace = PathBuf::from(typed?);
     if !trace.is_absolute() {
         let what = format!("`{}` is not an absolute path", trace.display());
         problems.add(at.key("trace"), what, "write the whole path of a file, such as /tmp/trace");
     }
-    notes.push("cache.trace: has no effect yet; nothing is recorded".into());
     Some(trace)
 }
 
@@ -193,7 +187,6 @@ fn memory_limit(
     typed: Option<ByteSize>,
     memory_bytes: u64,
     at: &At,
-    notes: &mut Vec<String>,
     problems: &mut Problems,
 ) -> Option<u64> {
     let limit = typed?.0;
@@ -203,7 +196,6 @@ fn memory_limit(
         let fix = format!("write {} or more, or a smaller cache.memory", ByteSize(least));
         problems.add(at.key("memory_limit"), what, fix);
     }
-    notes.push("cache.memory_limit: has no effect yet; cache.memory bounds the tier".into());
     Some(limit)
 }
 
