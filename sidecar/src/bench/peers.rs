@@ -281,16 +281,16 @@ mod tests {
                 url: "http://127.0.0.1:9",
                 bucket: "data",
                 key: &key,
-                cache: Path::new("/work/t/cache"),
-                mount: Path::new("/work/t/mnt"),
+                cache: Path::new("/srv/bench/t/cache"),
+                mount: Path::new("/srv/bench/t/mnt"),
                 cache_bytes: 3 << 30,
-                shared: Path::new("/work/shared"),
-                plain: Path::new("/work/plain"),
+                shared: Path::new("/srv/bench/shared"),
+                plain: Path::new("/srv/bench/plain"),
             };
             let launch = (recipe.launch)(&setup);
-            let line = shown(recipe.name, &launch.arguments, Path::new("/work"));
+            let line = shown(recipe.name, &launch.arguments, Path::new("/srv/bench"));
             assert!(line.contains("WORK/t/mnt"), "{line}");
-            assert!(!line.contains("/work"), "{line}");
+            assert!(!line.contains("/srv/bench"), "{line}");
             let prepared = launch.prepare.concat().join(" ");
             assert!(!line.contains("secret!") && !prepared.contains("secret!"), "{line}");
             // A disk cache that holds everything, where there is one.
