@@ -14,12 +14,15 @@ use super::data::{Dice, Item};
 use super::halt::{During, Halt, Trouble};
 use super::mapping::Mapping;
 use super::origin::joined;
-use super::scale::MIB;
+use super::scale::{GIB, MIB};
 
 /// Of a sequential reader, and of one that fills a cache.
 const READ_BYTES: usize = 1 << 20;
 /// Operations between two looks at the clock, for the fastest of them.
 const BATCH: usize = 64;
+/// No machine copies this much a second for one process: sixteen cores in their own caches stay below.
+/// A figure above it is of a loop that did nothing.
+pub(crate) const PLAUSIBLE_BYTES_PER_SECOND: f64 = (200 * GIB) as f64;
 
 /// What was read and how long it took.
 #[derive(Debug, Clone, Copy, Default)]
@@ -36,6 +39,17 @@ impl Taken {
 
     pub(crate) fn per_second(self) -> f64 {
         self.operations as f64 / self.seconds
+    }
+
+    /// Refuses what was read faster than anything can be read.
+    pub(crate) fn plausible(self) -> Result<Self, Trouble> {
+        let rate = self.bytes as f64 / self.seconds;
+        // Not a number is no figure either.
+        if rate <= PLAUSIBLE_BYTES_PER_SECOND {
+            return Ok(self);
+        }
+        let (bytes, seconds) = (self.bytes, self.seconds);
+        Err(Trouble::Failed(format!("{bytes} bytes in {seconds} s cannot have been read")))
     }
 }
 
@@ -322,6 +336,17 @@ mod tests {
         let walked = files.walk("", &halt()).unwrap();
         assert_eq!((walked.operations, walked.bytes), (3, 3 * size));
         assert_eq!(files.verify(&files, &all, &halt()).unwrap(), 3 * size);
+    }
+
+    #[test]
+    fn what_nothing_can_read_is_refused() {
+        let taken = |seconds| Taken { operations: 1, bytes: GIB, seconds };
+        assert!(taken(0.1).plausible().is_ok() && taken(0.0051).plausible().is_ok());
+        for seconds in [0.0049, 0.0, f64::NAN] {
+            let refused = taken(seconds).plausible().unwrap_err().to_string();
+            assert!(refused.contains("cannot have been read"), "{refused}");
+        }
+        assert!(Taken::default().plausible().is_err());
     }
 
     #[test]

@@ -7,6 +7,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::reads::PLAUSIBLE_BYTES_PER_SECOND;
+use super::scale::MIB;
 use super::spread::Spread;
 
 /// The layout of the JSON; a later layout gets a higher number and `compare` says so.
@@ -118,6 +120,13 @@ impl Row {
         self
     }
 
+    /// Whether the figure and what it is compared with are of something that was moved.
+    pub(crate) fn is_plausible(&self) -> bool {
+        let most = PLAUSIBLE_BYTES_PER_SECOND / MIB as f64;
+        let mut both = std::iter::once(&self.value).chain(&self.reference);
+        self.unit != "MiB/s" || both.all(|spread| spread.max <= most)
+    }
+
     /// A figure by name: `ratio`, `value`, or one of `more`.
     pub(crate) fn figure(&self, name: &str) -> Option<&Spread> {
         match name {
@@ -144,4 +153,20 @@ pub(crate) struct GoalOutcome {
 pub(crate) struct Skipped {
     pub(crate) what: String,
     pub(crate) why: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_that_nothing_has_are_not_plausible() {
+        let row = |unit: &str, here, there| {
+            Row::paired("mmap-seq", "mount", unit, &[here], ("plain", &[there])).unwrap()
+        };
+        assert!(row("MiB/s", 9_000.0, 12_000.0).is_plausible());
+        assert!(!row("MiB/s", 15_063_571.0, 12_000.0).is_plausible());
+        assert!(!row("MiB/s", 9_000.0, 15_063_571.0).is_plausible());
+        assert!(row("reads/s", 9_000.0, 15_063_571.0).is_plausible());
+    }
 }

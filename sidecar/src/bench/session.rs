@@ -86,6 +86,11 @@ impl Session {
     /// Writes down a figure.
     pub(crate) fn record(&self, row: Option<Row>) {
         let Some(row) = row else { return };
+        if !row.is_plausible() {
+            let why = format!("{} {} is more than any machine moves", row.value.text(), row.unit);
+            self.skip(&format!("{} {}", row.workload, row.target), why);
+            return;
+        }
         let ratio = row.ratio.as_ref().zip(row.against.as_ref());
         let ratio = ratio.map_or(String::new(), |(r, to)| format!(", {} of {to}", r.text()));
         let more: Vec<String> =

@@ -167,7 +167,7 @@ fn passes(
             break;
         }
     }
-    Ok(all)
+    all.plausible()
 }
 
 /// How many opens were served in which way and why, as the sidecar counts them.
@@ -204,5 +204,8 @@ mod tests {
         assert_eq!((all.operations, all.bytes), (6, 30));
         let long = Taken { seconds: 3.0, ..one };
         assert_eq!(passes(&scale, |_| Ok(long)).unwrap().operations, 2);
+        // Reads that were left out are no figure.
+        let nothing = Taken { bytes: u64::MAX / 4, ..long };
+        assert!(passes(&scale, |_| Ok(nothing)).is_err());
     }
 }
