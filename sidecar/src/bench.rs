@@ -264,12 +264,17 @@ fn measure(session: &Session, options: &Options) -> Result<(), Trouble> {
     let alone = own("mount-alone", Mode::Alone);
     rest.push((Target { supervised: false, ..alone }, false));
     for recipe in RECIPES {
+        let wanted = session.wants_target(recipe.name, !options.quick);
+        if let (Err(why), true) = (recipe.launch, wanted) {
+            session.skip(recipe.name, why);
+            continue;
+        }
         match peers::find(recipe, &session.tools) {
             Some(program) => rest.push((
                 Target { name: recipe.name, kind: Kind::Peer(recipe, program), supervised: false },
                 !options.quick,
             )),
-            None if session.wants_target(recipe.name, !options.quick) => {
+            None if wanted => {
                 session.skip(recipe.name, format!("not installed: {}", recipe.programs.join(", ")));
             }
             None => {}
@@ -338,10 +343,11 @@ pub(crate) fn list(tools: Option<&Path>) -> String {
         let _ = writeln!(out, "  {name:<14} {about}");
     }
     for recipe in RECIPES {
-        let found = peers::find(recipe, &tools);
-        let found = found.map_or("not installed: ".to_owned(), |program| {
-            format!("{}: ", tools::version(&program, recipe.version))
-        });
+        let found = match (recipe.launch, peers::find(recipe, &tools)) {
+            (Err(why), _) => format!("never measured ({why}): "),
+            (Ok(_), Some(program)) => format!("{}: ", tools::version(&program, recipe.version)),
+            (Ok(_), None) => "not installed: ".to_owned(),
+        };
         let _ = writeln!(out, "  {:<14} {found}{}", recipe.name, recipe.about);
     }
     out.push_str("\ncompared with:\n");

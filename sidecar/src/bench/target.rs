@@ -102,12 +102,15 @@ fn peer<'a>(
     let folder = place.folder(name)?;
     let (mount, cache) = (folder.join("mnt"), folder.join("cache"));
     let shared = place.root().join(format!("{name}-shared"));
-    let is_first = !shared.exists();
+    // Left once all of it has been done: half a preparation is none.
+    let prepared = shared.join("prepared");
+    let is_first = !prepared.exists();
     for path in [&mount, &cache, &shared] {
         std::fs::create_dir_all(path).during(path.display())?;
     }
     let key = wish.origin.key.as_ref().ok_or_else(|| "the origin has no key".to_owned())?;
-    let launch = (recipe.launch)(&Setup {
+    let launch = recipe.launch.map_err(str::to_owned)?;
+    let launch = launch(&Setup {
         program,
         url: &wish.origin.url(),
         bucket: &wish.origin.bucket,
@@ -128,6 +131,7 @@ fn peer<'a>(
             prepare(place, command, &folder)?;
         }
     }
+    std::fs::write(&prepared, "").during(prepared.display())?;
     settings.push(peers::shown(recipe.name, &launch.arguments, place.root()));
     let process = Some(spawn(place, program, &launch, &folder)?);
     let inner = Inner::Peer { process, program: program.to_owned(), launch, mount: mount.clone() };
