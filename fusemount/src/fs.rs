@@ -7,6 +7,7 @@
 mod known;
 mod listing;
 mod lookup;
+mod survey;
 
 use std::ffi::OsStr;
 use std::sync::Arc;

@@ -11,6 +11,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
+use super::survey::Survey;
 use crate::nodes::{EntryKind, NodeId};
 
 /// Names held at once, some 35 MiB: twice the directories of 100,000 entries that are promised to
@@ -38,7 +39,8 @@ struct Seen {
 struct Names {
     /// Which entry of `order` is this one.
     turn: u64,
-    names: HashMap<Arc<str>, Seen>,
+    seen: HashMap<Arc<str>, Seen>,
+    survey: Survey,
 }
 
 #[derive(Debug, Default)]
@@ -67,8 +69,12 @@ impl KnownNames {
 
     /// What is known of a name.
     pub(crate) fn get(&self, directory: NodeId, name: &str) -> Known {
-        let state = self.state.lock();
-        let seen = state.directories.get(&directory).and_then(|known| known.names.get(name));
+        let mut state = self.state.lock();
+        let known = state.directories.get_mut(&directory);
+        let seen = known.and_then(|known| {
+            known.survey.looked_up();
+            known.seen.get(name)
+        });
         match seen {
             None => Known::Nothing,
             Some(seen) if seen.at.elapsed() < self.ttl => Known::Fresh(seen.kind.clone()),
@@ -98,11 +104,21 @@ impl KnownNames {
         state.learn(directory, at, entries, self.limit);
     }
 
+    /// The survey of a directory, changed or looked at.
+    pub(crate) fn survey<T>(&self, directory: NodeId, with: impl FnOnce(&mut Survey) -> T) -> T {
+        with(&mut self.state.lock().names(directory).survey)
+    }
+
+    /// How long a name is believed.
+    pub(crate) fn ttl(&self) -> Duration {
+        self.ttl
+    }
+
     /// Drops a name that is gone.
     pub(crate) fn unlearn(&self, directory: NodeId, name: &str) {
         let mut state = self.state.lock();
         let known = state.directories.get_mut(&directory);
-        if known.and_then(|known| known.names.remove(name)).is_some() {
+        if known.and_then(|known| known.seen.remove(name)).is_some() {
             state.count -= 1;
         }
     }
@@ -114,6 +130,15 @@ impl KnownNames {
 }
 
 impl State {
+    fn names(&mut self, directory: NodeId) -> &mut Names {
+        let (order, turns) = (&mut self.order, &mut self.turns);
+        self.directories.entry(directory).or_insert_with(|| {
+            *turns += 1;
+            order.push_back((*turns, directory));
+            Names { turn: *turns, ..Names::default() }
+        })
+    }
+
     fn learn(
         &mut self,
         directory: NodeId,
@@ -121,17 +146,14 @@ impl State {
         entries: impl IntoIterator<Item = (Arc<str>, EntryKind)>,
         limit: usize,
     ) {
-        let (order, turns) = (&mut self.order, &mut self.turns);
-        let known = self.directories.entry(directory).or_insert_with(|| {
-            *turns += 1;
-            order.push_back((*turns, directory));
-            Names { turn: *turns, names: HashMap::new() }
-        });
+        let mut added = 0;
+        let known = self.names(directory);
         for (name, kind) in entries {
-            if known.names.insert(name, Seen { kind, at }).is_none() {
-                self.count += 1;
+            if known.seen.insert(name, Seen { kind, at }).is_none() {
+                added += 1;
             }
         }
+        self.count += added;
         while self.count > limit {
             let Some((turn, oldest)) = self.order.pop_front() else { break };
             if self.directories.get(&oldest).is_some_and(|known| known.turn == turn) {
@@ -146,7 +168,7 @@ impl State {
 
     fn forget(&mut self, directory: NodeId) {
         let known = self.directories.remove(&directory);
-        self.count -= known.map_or(0, |known| known.names.len());
+        self.count -= known.map_or(0, |known| known.seen.len());
     }
 }
 

@@ -37,10 +37,11 @@ pub(crate) struct DirectoryEntry {
     pub(crate) special: bool,
 }
 
+/// A name of a listing.
 #[derive(Debug, Clone)]
-struct Named {
-    name: Arc<str>,
-    kind: EntryKind,
+pub(super) struct Named {
+    pub(super) name: Arc<str>,
+    pub(super) kind: EntryKind,
 }
 
 #[derive(Debug, Clone)]
@@ -174,7 +175,11 @@ impl Walk {
 }
 
 /// The entries of a page, and the files that the next page decides about.
-fn merge(directory: &Directory, page: &ListPage, held: &[Named]) -> (Vec<Named>, Vec<Named>) {
+pub(super) fn merge(
+    directory: &Directory,
+    page: &ListPage,
+    held: &[Named],
+) -> (Vec<Named>, Vec<Named>) {
     let prefix = directory.prefix.as_str();
     let last_entry = page.entries.last().map_or("", |entry| entry.key.as_str());
     let last_prefix = page.common_prefixes.last().map_or("", String::as_str);

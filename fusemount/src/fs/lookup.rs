@@ -3,7 +3,9 @@
 //! Invariant: a directory exists where keys lie below it or a mount path does; where a key is also
 //! the name of a directory, the directory wins (docs/semantics.md). A name that is known to be a
 //! file costs one question for its metadata and no listing. That question is always asked: below
-//! is a cache that hears of every write through this process, and answers from memory.
+//! is a cache that hears of every write through this process, and answers from memory. Names of
+//! which nothing is known are looked for in a listing that goes on with every one of them (see
+//! `survey`); what that does not show is asked for by name, so that nothing is absent for it.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -33,7 +35,11 @@ impl FileSystem {
             return Err(Errno::NAMETOOLONG.into());
         }
         let key = key_of(parent, name)?;
-        let found = match self.known.get(parent.id, name) {
+        let mut known = self.known.get(parent.id, name);
+        if !matches!(known, Known::Fresh(_)) && self.look_around(parent, bucket, name).await {
+            known = self.known.get(parent.id, name);
+        }
+        let found = match known {
             Known::Fresh(EntryKind::Directory) => return Ok(EntryKind::Directory),
             Known::Fresh(seen) => {
                 match timeout(self.options.patience, bucket.store.stat(&key)).await {

@@ -584,3 +584,4 @@ async fn names_that_no_key_has() {
 }
 
 mod restart;
+mod survey;
