@@ -203,6 +203,8 @@ pub(crate) struct FileTier {
     written_before: AtomicU64,
     file_system: String,
     stacked: bool,
+    /// Whole blocks are written past the page cache, as long as the file system takes that.
+    direct: std::sync::atomic::AtomicBool,
     metrics: Metrics,
     /// Holds the lock as long as files may be written.
     _directory: Arc<Directory>,

@@ -6,7 +6,9 @@
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use rustix::fs::{FlockOperation, Mode, OFlags, flock, open};
 
@@ -17,6 +19,21 @@ const LOCK: &str = "lock";
 const LAYOUT: &str = "layout";
 const BLOCKS: &str = "blocks";
 const PROBE: &str = "probe";
+
+/// How foyer names the file of a group, before its number of eight digits.
+const GROUP: &str = "foyer-storage-direct-fs-";
+
+/// foyer's mark of a group that holds nothing is that this much at its beginning is zero.
+const MARK_BYTES: usize = 4096;
+
+/// What the file system says of a group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct GroupFile {
+    /// When it was last written to.
+    pub(crate) written: SystemTime,
+    /// Bytes that were ever written to it since it was emptied by [`Directory::empty_clean`].
+    pub(crate) allocated_bytes: u64,
+}
 
 /// Why the directory cannot be used.
 #[derive(Debug)]
@@ -33,6 +50,14 @@ pub(crate) struct Refused {
     pub(crate) path: PathBuf,
     /// The process, where it could be read.
     pub(crate) pid: Option<u32>,
+}
+
+impl GroupFile {
+    /// That of the group of this number in [`Directory::blocks`], if it has a file.
+    pub(crate) fn of(blocks: &Path, number: u32) -> Option<Self> {
+        let meta = fs::metadata(blocks.join(format!("{GROUP}{number:08}"))).ok()?;
+        Some(Self { written: meta.modified().ok()?, allocated_bytes: meta.blocks() * 512 })
+    }
 }
 
 /// A directory that this process holds.
@@ -93,7 +118,6 @@ impl Directory {
 
     /// Bytes that are free for the tier: free on the file system, plus what the tier has already.
     pub(crate) fn available_bytes(&self) -> u64 {
-        use std::os::unix::fs::MetadataExt;
         let free = rustix::fs::statvfs(&self.path).map_or(0, |s| s.f_bavail * s.f_frsize);
         let held = fs::read_dir(self.blocks()).map_or(0, |entries| {
             entries.flatten().filter_map(|e| e.metadata().ok()).map(|m| m.blocks() * 512).sum()
@@ -128,6 +152,21 @@ impl Directory {
             let number = name.to_str().and_then(|n| n.rsplit('-').next()?.parse::<u64>().ok());
             if number.is_some_and(|n| n >= groups) {
                 _ = fs::remove_file(entry.path());
+            }
+        }
+    }
+
+    /// Gives the room of groups that hold nothing back, so that [`GroupFile`] tells of those that are
+    /// written from now on how much. What cannot be emptied only seems fuller than it is.
+    pub(crate) fn empty_clean(&self) {
+        let Ok(entries) = fs::read_dir(self.blocks()) else { return };
+        let mut mark = [0; MARK_BYTES];
+        for entry in entries.flatten() {
+            let Ok(mut file) = OpenOptions::new().read(true).write(true).open(entry.path()) else {
+                continue;
+            };
+            if file.read_exact(&mut mark).is_ok() && mark.iter().all(|byte| *byte == 0) {
+                _ = file.set_len(0);
             }
         }
     }

@@ -29,6 +29,14 @@ const MIN_GROUP_BYTES: u64 = 1 << 20;
 /// Largest group: offsets within one have 32 bits.
 const MAX_GROUP_BYTES: u64 = 2 << 30;
 
+/// Groups that a small capacity is divided into where they still hold [`FEW_BLOCKS`]: each end of the
+/// process leaves one partly filled, and each eviction takes a whole one.
+const MANY_GROUPS: u64 = 128;
+
+/// Blocks in the smallest group that is made only to have more of them: with two, one small entry could
+/// waste half of a group.
+const FEW_BLOCKS: u64 = 4;
+
 /// Fewest groups: foyer holds one for writing and one clean, and evicts the others one by one.
 const MIN_GROUPS: u64 = 8;
 
@@ -73,8 +81,13 @@ impl Layout {
         let mut group_bytes = GROUP_BLOCKS * entry_bytes + INDEX_BYTES;
         group_bytes = group_bytes.clamp(MIN_GROUP_BYTES, MAX_GROUP_BYTES);
         // Halved and doubled, so that most changes of the capacity keep the groups and their content.
+        let few = (FEW_BLOCKS * entry_bytes + INDEX_BYTES).max(MIN_GROUP_BYTES);
+        let halved = |bytes: u64| (bytes / 2).next_multiple_of(PAGE_BYTES);
+        while capacity_bytes / group_bytes < MANY_GROUPS && halved(group_bytes) >= few {
+            group_bytes = halved(group_bytes);
+        }
         while capacity_bytes / group_bytes < MIN_GROUPS && group_bytes / 2 >= smallest {
-            group_bytes = (group_bytes / 2).next_multiple_of(PAGE_BYTES);
+            group_bytes = halved(group_bytes);
         }
         while capacity_bytes / group_bytes > MAX_GROUPS && group_bytes * 2 <= MAX_GROUP_BYTES {
             group_bytes *= 2;
@@ -170,6 +183,7 @@ pub(crate) async fn open(
         );
     }
     directory.trim(layout.groups);
+    directory.empty_clean();
     let occupancy = Arc::<Occupancy>::default();
     let unusable = |what: &str, error: &dyn std::fmt::Display| {
         format!("{what} `{}`: {error}", disk.path.display())
@@ -188,7 +202,12 @@ pub(crate) async fn open(
         .enable_all()
         .build()
         .map_err(|e| unusable("cannot start threads for", &e))?;
-    let picker = OldestFirst::new(Arc::clone(&occupancy), metrics.clone());
+    let picker = OldestFirst::new(
+        directory.blocks(),
+        layout.group_bytes,
+        Arc::clone(&occupancy),
+        metrics.clone(),
+    );
     let engine_config = BlockEngineConfig::new(device)
         .with_block_size(layout.group_bytes as usize)
         .with_blob_index_size(INDEX_BYTES as usize)
@@ -210,6 +229,21 @@ pub(crate) async fn open(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn small_capacities_have_many_groups_too() {
+        for (block, capacity) in [(1 << 20, 512 << 20), (4 << 20, 2 << 30), (64 << 10, 128 << 20)] {
+            let layout = Layout::new(block, capacity).unwrap();
+            assert!(layout.groups >= 64, "{layout:?}");
+            // Full groups waste next to nothing.
+            let held = (layout.group_bytes - INDEX_BYTES) / layout.entry_bytes;
+            let used = held * layout.entry_bytes;
+            assert!(held >= FEW_BLOCKS && used * 10 >= layout.group_bytes * 9, "{layout:?}");
+        }
+        // What is large keeps the groups it had.
+        let large = Layout::new(4 << 20, 1 << 40).unwrap();
+        assert!(large.group_bytes >= 64 * large.entry_bytes && large.groups >= MANY_GROUPS);
+    }
 
     #[test]
     fn layouts_fit() {

@@ -1,15 +1,24 @@
-//! Which group of blocks the disk tier evicts: the one that was filled first. Counts as it goes.
+//! Which group of blocks the disk tier evicts: one that holds next to nothing, or else the one that was
+//! filled first. Counts as it goes.
 //!
+//! The end of a process leaves the group that it was writing to partly filled, and foyer goes on with
+//! another one; and foyer tells of recovered groups in no order. So the file system is asked when a
+//! group was written and how much of it, or many restarts would push out what is full.
 //! Invariant: `groups` in use never exceeds what the engine has; the counts are what foyer does not
 //! tell otherwise.
 
-use std::collections::VecDeque;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::SystemTime;
 
 use foyer::{EvictionInfo, EvictionPicker};
 
+use super::directory::GroupFile;
 use crate::Metrics;
+
+/// A group that is filled to less than one part in this many is evicted before all others.
+const THIN_PART: u64 = 4;
 
 /// How full the disk tier is, in groups of blocks (foyer's engine blocks).
 #[derive(Debug, Default)]
@@ -26,16 +35,37 @@ impl Occupancy {
     }
 }
 
+/// Whether a group is full enough to be kept, and since when it is full: the least goes first.
+type Worth = (bool, SystemTime);
+
 #[derive(Debug)]
 pub(crate) struct OldestFirst {
-    queue: VecDeque<u32>,
+    /// In the order of eviction; as many as there are groups at most.
+    queue: Vec<(Worth, u32)>,
+    /// Where the files of groups lie. The directory itself is not held: its lock would go when foyer
+    /// lets go of this, which is at no certain time.
+    blocks: PathBuf,
+    group_bytes: u64,
     occupancy: Arc<Occupancy>,
     metrics: Metrics,
 }
 
 impl OldestFirst {
-    pub(crate) fn new(occupancy: Arc<Occupancy>, metrics: Metrics) -> Self {
-        Self { queue: VecDeque::new(), occupancy, metrics }
+    pub(crate) fn new(
+        blocks: PathBuf,
+        group_bytes: u64,
+        occupancy: Arc<Occupancy>,
+        metrics: Metrics,
+    ) -> Self {
+        Self { queue: Vec::new(), blocks, group_bytes, occupancy, metrics }
+    }
+
+    fn worth(&self, group: u32) -> Worth {
+        GroupFile::of(&self.blocks, group).map_or_else(
+            // Without an answer it is one that was filled now.
+            || (true, SystemTime::now()),
+            |file| (file.allocated_bytes >= self.group_bytes / THIN_PART, file.written),
+        )
     }
 }
 
@@ -47,12 +77,14 @@ impl EvictionPicker for OldestFirst {
 
     fn pick(&mut self, info: EvictionInfo<'_>) -> Option<u32> {
         self.occupancy.note(&info);
-        self.queue.front().copied()
+        self.queue.first().map(|(_, block)| *block)
     }
 
     fn on_block_evictable(&mut self, info: EvictionInfo<'_>, block: u32) {
         self.occupancy.note(&info);
-        self.queue.push_back(block);
+        let worth = self.worth(block);
+        let at = self.queue.partition_point(|(other, _)| *other <= worth);
+        self.queue.insert(at, (worth, block));
     }
 
     fn on_block_evict(&mut self, info: EvictionInfo<'_>, block: u32) {
@@ -60,6 +92,6 @@ impl EvictionPicker for OldestFirst {
         self.occupancy.evicted.fetch_add(1, Ordering::Relaxed);
         self.metrics.disk_evictions.inc();
         self.metrics.evictions.inc();
-        self.queue.retain(|held| *held != block);
+        self.queue.retain(|(_, held)| *held != block);
     }
 }

@@ -183,6 +183,36 @@ async fn a_restart_keeps_the_warm_cache() {
     assert!(blocks.disk().unwrap().bytes > 0);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_restarts_push_nothing_out() {
+    const FULL: u32 = 200;
+    let dir = tempfile::tempdir().unwrap();
+    // Some 16 groups, of which 13 are full: more restarts than there are groups.
+    let config = on(dir.path(), 64 << 10, 2 * MIB, 16 * MIB);
+    let (object, small) = (version("big", 1 << 30), version("small", 1 << 30));
+    let blocks = HybridBlocks::open(&config, &metrics()).await.unwrap();
+    fill(&blocks, &object, FULL, 64 << 10).await;
+    assert_eq!(resident(&blocks, &object, FULL), FULL as usize);
+    blocks.close().await;
+    drop(blocks);
+    for restart in 0..30 {
+        let blocks = reopen(&config).await;
+        let held = resident(&blocks, &object, FULL);
+        assert_eq!(held, FULL as usize, "after {restart} restarts");
+        let key = BlockKey::new(&small, restart);
+        blocks.insert(key.clone(), block(restart, 1000), LONG).unwrap().await;
+        blocks.flush().await;
+        assert!(blocks.on_disk(&key));
+        blocks.close().await;
+    }
+    let blocks = reopen(&config).await;
+    assert!(blocks.on_disk(&BlockKey::new(&small, 29)), "the newest goes last");
+    for index in 0..FULL {
+        let data = blocks.load(&BlockKey::new(&object, index), 64 << 10).await.unwrap();
+        assert_eq!(data, block(index, 64 << 10));
+    }
+}
+
 /// The lock goes with the last task that holds the tier; those end at once, but not this instant.
 async fn reopen(config: &CacheConfig) -> HybridBlocks {
     for _ in 0..200 {

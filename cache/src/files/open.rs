@@ -290,6 +290,7 @@ impl FileTier {
             written_before: AtomicU64::new(0),
             file_system,
             stacked,
+            direct: AtomicBool::new(directory.takes_direct_io()),
             metrics,
             _directory: directory,
         };

@@ -1,8 +1,9 @@
 //! Writing parts and publishing them.
 //!
-//! Invariant: one thread writes a part at a time, in order, blocks that lie side by side in one call:
-//! hot reads are as fast as the page cache's folios are large, and those are as large as the writes. A
-//! part becomes a file by one rename, after its length, its checksums and, where the tag is one, its
+//! Invariant: one thread writes a part at a time, in order, blocks that lie side by side in one call.
+//! Whole blocks of large objects go past the page cache: while an object is fetched, readers have it
+//! from memory, and filling fresh pages costs several times the processor time of all else that a fetch
+//! does. Small objects go through it, and are hot at once. A part becomes a file by one rename, after its length, its checksums and, where the tag is one, its
 //! MD5 were found right.
 
 use std::fs::{self, File, OpenOptions};
@@ -10,6 +11,7 @@ use std::io::{self, IoSlice};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::index::Whole;
@@ -31,12 +33,34 @@ const FULL_PAUSE: Duration = Duration::from_secs(1);
 /// Bytes that are given back, at most, when a disk is found full: enough for those who write now.
 const FULL_BYTES: u64 = 64 << 20;
 
+/// Objects below this are written through the page cache: they are read again before long, and whole,
+/// and a direct write of a few blocks waits for the disk instead of handing over.
+const DIRECT_BYTES: u64 = 8 << 20;
+
+/// What every disk takes as a unit of direct writes.
+const DIRECT_ALIGNMENT: usize = 4096;
+
 /// Slices of one write: what Linux takes at once.
 const MAX_SLICES: usize = 1024;
 
 /// Objects of a store whose tags look like MD5s, and are none, before its tags are not believed to be
 /// any: those of encrypted objects are random.
 const WRONG_TAGS: u64 = 4;
+
+/// A part that is being written.
+struct Out {
+    path: std::path::PathBuf,
+    cached: File,
+    direct: Option<File>,
+    large: bool,
+}
+
+/// True for blocks that can be written past the page cache; their offsets are multiples of their length,
+/// but for the last of an object, which rarely has such a length.
+fn is_aligned(data: &[u8]) -> bool {
+    (data.as_ptr() as usize).is_multiple_of(DIRECT_ALIGNMENT)
+        && data.len().is_multiple_of(DIRECT_ALIGNMENT)
+}
 
 /// Writes what waits in a part, and publishes it when it is complete.
 pub(super) async fn drive(tier: Arc<FileTier>, part: Arc<Part>, job: Job) {
@@ -63,9 +87,9 @@ async fn after(tier: &Arc<FileTier>, part: &Arc<Part>, complete: bool) {
 impl FileTier {
     /// Writes until nothing waits. True where the part is complete then. Blocking.
     fn write_out(&self, part: &Arc<Part>) -> bool {
-        let mut file = None;
+        let mut out = None;
         while let Step::Write(batch) = part.step() {
-            let result = self.write_batch(part, &mut file, &batch);
+            let result = self.write_batch(part, &mut out, &batch);
             if let Err(error) = result {
                 self.write_failed(part, &error);
             }
@@ -76,7 +100,7 @@ impl FileTier {
     fn write_batch(
         &self,
         part: &Arc<Part>,
-        file: &mut Option<File>,
+        out: &mut Option<Out>,
         batch: &[Waiting],
     ) -> io::Result<()> {
         let id = part.object.id();
@@ -85,21 +109,30 @@ impl FileTier {
             self.abandon(part, "no_room");
             return Ok(());
         }
-        let file = match file {
-            Some(file) => file,
-            None => file.insert(self.open_part(part)?),
+        let out = match out {
+            Some(out) => out,
+            None => out.insert(self.open_part(part)?),
         };
         let mut written = Vec::with_capacity(batch.len());
         for run in batch.chunk_by(|a, b| a.index + 1 == b.index) {
             let Some(first) = run.first() else { continue };
             let offset = part.range(first.index).start;
             let mut at = offset;
-            for slices in run.chunks(MAX_SLICES) {
-                at += write_all(file, slices, at)?;
+            let mut cached = 0;
+            for same in run.chunk_by(|a, b| is_aligned(&a.data) == is_aligned(&b.data)) {
+                for slices in same.chunks(MAX_SLICES) {
+                    let direct = self.write_direct(out, slices, at)?;
+                    let wrote = match direct {
+                        Some(wrote) => wrote,
+                        None => write_all(&out.cached, slices, at)?,
+                    };
+                    at += wrote;
+                    cached += if direct.is_none() { wrote } else { 0 };
+                }
             }
             // Small files are left to the kernel's own pace: starting each would cost more.
-            if at - offset >= RECORD_BYTES / 4 {
-                kernel::start_write_back(file, offset, at - offset);
+            if cached >= RECORD_BYTES / 4 {
+                kernel::start_write_back(&out.cached, offset, at - offset);
             }
             let sums = run.iter().map(|waiting| {
                 let sum = check::checksum(part.key(waiting.index).seal(), &waiting.data);
@@ -107,7 +140,7 @@ impl FileTier {
             });
             written.extend(sums);
         }
-        let allocated = file.metadata()?.blocks() * 512;
+        let allocated = out.cached.metadata()?.blocks() * 512;
         part.wrote(&written);
         self.metrics.file_written.inc_by(bytes);
         {
@@ -124,16 +157,47 @@ impl FileTier {
         Ok(())
     }
 
-    fn open_part(&self, part: &Part) -> io::Result<File> {
+    /// True where whole blocks go past the page cache.
+    #[cfg(test)]
+    pub(super) fn writes_direct(&self) -> bool {
+        self.direct.load(Ordering::Relaxed)
+    }
+
+    /// Writes blocks past the page cache. `None` where they, or the file system, do not fit that.
+    fn write_direct(&self, out: &mut Out, run: &[Waiting], at: u64) -> io::Result<Option<u64>> {
+        let fits = out.large && run.iter().all(|waiting| is_aligned(&waiting.data));
+        if !fits || !self.direct.load(Ordering::Relaxed) {
+            return Ok(None);
+        }
+        let file = match &mut out.direct {
+            Some(file) => file,
+            direct => {
+                let mut options = OpenOptions::new();
+                options.write(true).custom_flags(libc::O_DIRECT);
+                direct.insert(options.open(&out.path)?)
+            }
+        };
+        match write_all(file, run, at) {
+            // What was written before this is written again, the same bytes.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+                self.direct.store(false, Ordering::Relaxed);
+                Ok(None)
+            }
+            written => written.map(Some),
+        }
+    }
+
+    fn open_part(&self, part: &Part) -> io::Result<Out> {
         let path = self.part_path(part.object.id(), part.unique);
         self.metrics.file_opens.inc();
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false).mode(0o600);
-        let file = options.open(path)?;
-        if file.metadata()?.len() != part.object.meta.size {
-            file.set_len(part.object.meta.size)?;
+        let cached = options.open(&path)?;
+        if cached.metadata()?.len() != part.object.meta.size {
+            cached.set_len(part.object.meta.size)?;
         }
-        Ok(file)
+        let large = part.object.meta.size >= DIRECT_BYTES;
+        Ok(Out { path, cached, direct: None, large })
     }
 
     fn record_blocks(&self, part: &Part, blocks: Vec<(u32, u64)>) -> io::Result<()> {
@@ -333,7 +397,7 @@ impl FileTier {
     /// Marks everything that was published before now as safe from a crash. Blocking, for as long as
     /// the disk takes.
     pub(super) fn write_back(&self) {
-        if self.unsynced.swap(0, std::sync::atomic::Ordering::AcqRel) == 0 {
+        if self.unsynced.swap(0, Ordering::AcqRel) == 0 {
             return;
         }
         let (upto, young) = {

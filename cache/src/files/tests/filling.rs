@@ -1,5 +1,7 @@
 //! How objects become files, and that every byte is written once.
 
+use store::{Condition, PutOptions};
+
 use super::*;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -155,4 +157,55 @@ async fn a_tier_that_is_turned_off_gives_its_room_back() {
     config.disk.as_mut().unwrap().files.enabled = false;
     let _second = rig(&config, &MemoryStore::new()).await;
     until("files are removed", || !dir.path().join("files").exists()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_large_object_passes_by_the_page_cache_and_a_small_one_does_not() {
+    // tmpfs has no other place than memory; a directory of the build is on a disk.
+    let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR").to_owned() + "/../target").unwrap();
+    let memory = MemoryStore::new();
+    let large = content(7, 12 * MIB + 123);
+    let small = content(8, 300 * KIB);
+    // In parts, so that its tag is no MD5, for which the file would be read.
+    let upload = memory.start_upload(&key("large"), PutOptions::default()).await.unwrap();
+    let part = memory.put_part(&key("large"), &upload, 1, large.clone().into()).await.unwrap();
+    let parts = [(1, part.etag)];
+    memory.complete_upload(&key("large"), &upload, &parts, Condition::None).await.unwrap();
+    memory.insert("small", small.clone());
+    let rig = rig(&on(dir.path(), 32 * MIB, 256 * MIB), &memory).await;
+    for (name, bytes) in [("large", &large), ("small", &small)] {
+        assert!(rig.full(name).await == *bytes);
+        let copy = rig.copy_soon(name).await;
+        let pages = pages_in_memory(&copy.file, bytes.len());
+        assert!(all_of(&copy.file) == *bytes, "{name}");
+        let all = bytes.len().div_ceil(4096);
+        if name == "small" {
+            assert_eq!(pages, all, "a small file is hot");
+        } else if rig.cache.shared().files.as_ref().unwrap().writes_direct() {
+            assert!(pages < all / 4, "{pages} of {all} pages of a large file are in memory");
+        }
+    }
+}
+
+/// Pages of a file that are in the page cache.
+#[allow(unsafe_code)]
+fn pages_in_memory(file: &File, len: usize) -> usize {
+    use std::os::fd::AsRawFd;
+    let mut seen = vec![0u8; len.div_ceil(4096)];
+    // SAFETY: a fresh read-only mapping of `len` bytes, asked about and taken away again; `seen` has a
+    // byte for each of its pages.
+    unsafe {
+        let at = libc::mmap(
+            std::ptr::null_mut(),
+            len,
+            libc::PROT_READ,
+            libc::MAP_SHARED,
+            file.as_raw_fd(),
+            0,
+        );
+        assert_ne!(at, libc::MAP_FAILED);
+        assert_eq!(libc::mincore(at, len, seen.as_mut_ptr()), 0);
+        libc::munmap(at, len);
+    }
+    seen.iter().filter(|page| **page & 1 == 1).count()
 }

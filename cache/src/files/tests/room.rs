@@ -32,7 +32,9 @@ async fn both_tiers_stay_within_one_budget_as_du_counts() {
     let now = (du(&dir.path().join("blocks")), du(&dir.path().join("files")));
     assert!(most <= capacity / 100 * 101, "{most} of {capacity}, at the end {now:?}");
     let stats = tiers.files().stats();
-    assert!(stats.bytes <= stats.capacity_bytes && stats.bytes > 70 * MIB, "{stats:?}");
+    // What files may take is measured each second; the last block may have come since.
+    let most = stats.capacity_bytes + capacity / 100;
+    assert!(stats.bytes <= most && stats.bytes > 70 * MIB, "{stats:?}");
     assert!(stats.evictions > 200, "{}", stats.evictions);
     let lying: u64 = files_below(&dir.path().join("files"))
         .iter()
