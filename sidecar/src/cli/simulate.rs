@@ -37,7 +37,8 @@ the sidecar. Generated traces count from the second pass on (Zipf and recorded o
 
 A recorded trace is text, a line for each use of an object: `bucket key bytes`, where bytes is the
 size of the object, and %, CR and LF in the key are written %25, %0D and %0A. Lines that begin with #
-say nothing. An access log of another server makes one with a line of awk.")]
+say nothing. The sidecar writes one where `cache.trace` names a file; an access log of another server
+makes one with a line of awk.")]
 pub(super) struct SimulateArgs {
     /// A recorded trace (`-` for standard input) instead of the generated ones.
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
