@@ -13,6 +13,7 @@ mod writes;
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use async_trait::async_trait;
 use futures::StreamExt;
@@ -47,6 +48,12 @@ impl fmt::Debug for CachedStore {
     }
 }
 
+/// How tokens of pages begin that were made of whole files; then comes the last name.
+const OF_FILES: &str = "held-by-the-cache:";
+
+/// No key that a person would write has this after a common prefix.
+const LAST_CHARACTER: char = '\u{10ffff}';
+
 fn not_found(key: &ObjectKey) -> Error {
     Error::new(ErrorKind::NotFound, format!("no object `{key}`"))
 }
@@ -67,6 +74,27 @@ impl CachedStore {
         if let Some(trace) = &self.shared.trace {
             trace.record(&self.origin.name, key.as_str(), size);
         }
+    }
+
+    /// While the origin gives no answer: what of a listing is here as whole files, of which the origin was
+    /// heard within `stale_if_error` past `stale_ttl`. `None` where nothing is: that nothing is there is
+    /// not known.
+    fn page_of_files(&self, request: &ListRequest) -> Option<ListPage> {
+        let policy = &self.origin.policy;
+        let limit = Some(policy.stale_if_error).filter(|limit| !limit.is_zero())?;
+        if request.token.is_some() {
+            return None;
+        }
+        let since = SystemTime::now().checked_sub(policy.stale_ttl.saturating_add(limit));
+        let since = since.unwrap_or(SystemTime::UNIX_EPOCH);
+        let (mut page, last) = self.shared.files.as_ref()?.page(self.origin.id, request, since);
+        if page.entries.is_empty() && page.common_prefixes.is_empty() {
+            return None;
+        }
+        page.next = last.map(|last| format!("{OF_FILES}{last}"));
+        self.shared.metrics.stale_served.inc();
+        tracing::debug!(store = self.origin.name, prefix = request.prefix, "listed what is here");
+        Some(page)
     }
 
     /// The name that it was attached under.
@@ -92,6 +120,8 @@ impl Store for CachedStore {
     }
 
     async fn list(&self, request: &ListRequest) -> Result<ListPage> {
+        let resumed = resumed(request);
+        let request = resumed.as_ref().unwrap_or(request);
         let ttl = self.origin.policy.stale_ttl;
         let epoch = self.origin.meta.ticket();
         let held = self.lists.get(request, epoch);
@@ -105,7 +135,12 @@ impl Store for CachedStore {
         let limit = self.origin.policy.stale_if_error;
         let spare = held.filter(|held| !limit.is_zero() && held.age < ttl.saturating_add(limit));
         let asking = ask_page(&self.origin, &self.lists, request, epoch);
-        let Some(held) = spare else { return asking.await };
+        let Some(held) = spare else {
+            let answer = asking.await;
+            let Err(error) = answer else { return answer };
+            let files = Some(request).filter(|_| error.kind().is_outage());
+            return files.and_then(|request| self.page_of_files(request)).ok_or(error);
+        };
         let answer = if held.backing_off {
             None
         } else {
@@ -214,6 +249,18 @@ impl Residency for CachedStore {
             reason
         })
     }
+}
+
+/// What follows a page of files, with whoever answers by then.
+fn resumed(request: &ListRequest) -> Option<ListRequest> {
+    let last = request.token.as_deref()?.strip_prefix(OF_FILES)?;
+    // Of a common prefix everything has been listed.
+    let delimiter = request.delimiter.as_deref();
+    let rolled = delimiter.is_some_and(|delimiter| {
+        last.strip_prefix(request.prefix.as_str()).is_some_and(|rest| rest.ends_with(delimiter))
+    });
+    let after = if rolled { format!("{last}{LAST_CHARACTER}") } else { last.to_owned() };
+    Some(ListRequest { start_after: Some(after), token: None, ..request.clone() })
 }
 
 /// Asks for a page and remembers it and what is on it.

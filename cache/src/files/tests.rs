@@ -2,6 +2,7 @@
 
 mod filling;
 mod model;
+mod outage;
 mod restarts;
 mod room;
 mod wrong;
