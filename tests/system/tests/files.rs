@@ -202,8 +202,9 @@ async fn what_was_read_whole_is_read_by_the_kernel_also_after_a_restart_without_
     }
     assert_eq!(sidecar.stop(), Some(0), "{}", home.log());
 
-    // Over S3 also after one more restart: the cache knows the metadata of what it holds.
+    // Also after one more restart: the cache knows the names and the metadata of what it holds.
     let sidecar = home.start().await;
+    read_all(&set, &home);
     for object in &set.objects {
         let path = format!("origin/{}", object.key);
         let (status, body) = sidecar.get(&path, None).await.unwrap();
