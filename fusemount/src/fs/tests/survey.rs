@@ -22,7 +22,7 @@ async fn look(f: &Fixture, directory: NodeId, name: &str) -> Result<Attributes> 
     f.fs.lookup(directory, OsStr::new(name), NONE).await
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn opening_the_files_of_a_directory_in_any_order_costs_one_listing() {
     let f = fixture(LONG, 1000);
     let directory = files(&f, 3000).await;
@@ -36,7 +36,7 @@ async fn opening_the_files_of_a_directory_in_any_order_costs_one_listing() {
     assert_eq!(f.faulty.calls().of(Operation::Head), 6000);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn one_name_of_a_directory_costs_no_page() {
     let f = fixture(LONG, 1000);
     let directory = files(&f, 50).await;
@@ -45,7 +45,7 @@ async fn one_name_of_a_directory_costs_no_page() {
     assert_eq!(f.faulty.calls().of(Operation::List), 1, "whether it is a directory");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn pages_that_do_not_help_are_bounded() {
     let f = fixture(LONG, 1);
     let directory = files(&f, 1000).await;
@@ -80,7 +80,7 @@ async fn many_at_once_wait_for_the_same_pages() {
     assert!(f.faulty.calls().of(Operation::List) <= 10, "by now all are known");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_name_that_a_listing_did_not_show_is_found_at_once() {
     let f = fixture(LONG, 1000);
     let directory = files(&f, 50).await;
