@@ -8,6 +8,7 @@ mod deadline;
 mod dispatch;
 mod passthrough;
 mod replies;
+mod seat;
 mod shared;
 
 use std::ffi::OsStr;
@@ -32,6 +33,8 @@ use crate::journal::Unique;
 use crate::nodes::{EntryKind, NodeId};
 use deadline::Heed;
 use replies::{Refuse, answer_xattr};
+pub use seat::unbind_thread;
+use seat::{Kind, Seat};
 use shared::Shared;
 
 /// The largest request that the kernel sends by default (256 pages); fuser asks for as many pages
@@ -62,6 +65,7 @@ pub(crate) struct Adapter {
     shared: Arc<Shared>,
     runtime: Handle,
     max_readahead: u32,
+    seat: Seat,
 }
 
 impl Filesystem for Adapter {
@@ -198,6 +202,7 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let unique = Unique::new(request.unique().0);
+        self.sit(request, Kind::Short);
         self.answer(
             "release",
             reply,

@@ -17,6 +17,7 @@ mod mount;
 mod nodes;
 mod registrar;
 
+pub use adapter::unbind_thread;
 pub use config::{HolderConfig, MountConfig};
 pub use holder::hold;
 pub use metrics::Metrics;

@@ -78,6 +78,7 @@ const CLOSE_LIMIT: Duration = Duration::from_secs(10);
 /// Runs a sidecar until it is told to stop.
 pub(crate) fn run(settings: &Settings, options: &Options) -> Result<(), Stop> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
+        .on_thread_start(fusemount::unbind_thread)
         .enable_all()
         .thread_name("warpdrive")
         .build()

@@ -17,6 +17,7 @@ use tokio::time::Instant;
 use super::Adapter;
 use super::deadline::{Heed, bounded};
 use super::replies::Refuse;
+use super::seat::{Asker, Kind, Seat};
 use super::shared::{Shared, View};
 use crate::Metrics;
 use crate::config::MountConfig;
@@ -113,6 +114,7 @@ impl Adapter {
             timeout: config.operation_timeout,
             debug: config.debug,
             warnings: Mutex::default(),
+            asker: Asker::default(),
         };
         if !config.passthrough {
             shared.fs.backing().turn_off();
@@ -120,7 +122,7 @@ impl Adapter {
         let max_readahead = config.read_ahead_kib.saturating_mul(1024).max(128 * 1024);
         let shared = Arc::new(shared);
         runtime.spawn(sweep(Arc::downgrade(&shared)));
-        Self { shared, runtime, max_readahead }
+        Self { shared, runtime, max_readahead, seat: Seat::default() }
     }
 
     /// Runs `work` within the operation timeout and then `answer`: here as long as nothing has to
@@ -139,6 +141,8 @@ impl Adapter {
         answer: impl FnOnce(&Shared, R, T) + Send + 'static,
     ) {
         let began = Instant::now();
+        let is_data = matches!(operation, "read" | "readdir" | "readdirplus");
+        self.sit(request, if is_data { Kind::Data } else { Kind::Short });
         let pid = request.pid();
         let shared = Arc::clone(&self.shared);
         let work = work(Arc::clone(&shared));
@@ -160,6 +164,11 @@ impl Adapter {
         if task.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {
             self.runtime.spawn(task);
         }
+    }
+
+    /// Moves this loop to where it should run while it answers a request.
+    pub(super) fn sit(&self, request: &Request, kind: Kind) {
+        self.seat.take(&self.shared.asker, request.pid(), kind);
     }
 
     /// Answers at once.

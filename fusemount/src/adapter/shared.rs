@@ -11,6 +11,7 @@ use rustix::io::Errno;
 use tokio::time::Instant;
 
 use super::STATFS_BLOCK_BYTES;
+use super::seat::Asker;
 use crate::Metrics;
 use crate::errno::{Failure, errno_name};
 use crate::fs::{Attributes, FileSystem};
@@ -51,6 +52,7 @@ pub(super) struct Shared {
     pub(super) timeout: Duration,
     pub(super) debug: bool,
     pub(super) warnings: Mutex<Warnings>,
+    pub(super) asker: Asker,
 }
 
 impl Shared {
