@@ -44,8 +44,8 @@ async fn a_hundred_kills_of_the_worker_cost_no_reader_a_byte() {
     all.put_into(&origin, "bucket").await;
     let proxy = FaultyHttp::start(origin.address());
     let home = Home::new(&[s3_backend("origin", &origin, "bucket", &proxy.endpoint())], |config| {
-        // The default, of which a fraction is used.
-        config["cache"]["max_size"] = json!("50GB");
+        // Small, so that blocks have few groups: restarts must not use them up.
+        config["cache"]["max_size"] = json!("2GiB");
         config["cache"]["min_free"] = json!("64MiB");
         config["cache"]["stale_ttl"] = json!("30m");
     });
