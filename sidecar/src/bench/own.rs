@@ -166,6 +166,9 @@ fn configuration(folder: &Path, mode: Mode, wish: &Wish, port: u16) -> Value {
             "max_size": wish.cache_bytes,
             "memory": wish.memory_bytes,
             "min_free": MIN_FREE,
+            // What the cache may hold is what it is told to: by default a tenth is kept clear.
+            "evict_high_water": 0.99,
+            "evict_low_water": 0.95,
         },
         "backends": [{
             "name": origin.bucket,
