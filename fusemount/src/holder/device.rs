@@ -8,6 +8,8 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
+use rustix::fs::{OFlags, fcntl_getfl};
+use rustix::io::Errno;
 use rustix::ioctl::{Setter, Updater, ioctl, opcode};
 
 /// The device of the FUSE module.
@@ -42,9 +44,15 @@ pub(crate) fn clone(device: BorrowedFd<'_>) -> io::Result<OwnedFd> {
 /// Has the kernel keep a file, so that an `open` can be answered with the number returned.
 ///
 /// It needs `CAP_SYS_ADMIN` in the initial user namespace (EPERM), a session that has agreed on
-/// passthrough (EPERM too), and a regular file on a file system that is not stacked (EINVAL, ELOOP).
+/// passthrough (EPERM too), a regular file on a file system that is not stacked (EINVAL, ELOOP), and
+/// a descriptor that can be read (EACCES): the kernel opens the file again with the rights of the
+/// caller, and would read for whoever gave the descriptor what they may not read.
 pub(crate) fn open_backing(device: BorrowedFd<'_>, file: BorrowedFd<'_>) -> io::Result<u32> {
     const OPEN: u32 = opcode::write::<BackingMap>(MAGIC, 1);
+    let how = fcntl_getfl(file)?;
+    if how.contains(OFlags::PATH) || how & OFlags::RWMODE == OFlags::WRONLY {
+        return Err(Errno::ACCESS.into());
+    }
     let map = BackingMap { file: file.as_raw_fd(), flags: 0, padding: 0 };
     // SAFETY: FUSE_DEV_IOC_BACKING_OPEN reads a `fuse_backing_map`, and answers with a number.
     unsafe { ioctl(device, Answer::<OPEN, BackingMap>(map)) }.map_err(io::Error::from)
@@ -78,5 +86,31 @@ unsafe impl<const OPCODE: u32, T> rustix::ioctl::Ioctl for Answer<OPCODE, T> {
         _: *mut rustix::ffi::c_void,
     ) -> rustix::io::Result<u32> {
         u32::try_from(output).map_err(|_| rustix::io::Errno::RANGE)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::fs::{Mode, open};
+
+    use super::*;
+
+    #[test]
+    fn only_what_can_be_read_is_registered() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        std::fs::write(&path, "bytes").unwrap();
+        let register = |flags| {
+            let file = open(&path, flags | OFlags::CLOEXEC, Mode::empty()).unwrap();
+            // No device, so that what gets as far as the kernel is refused by it.
+            let device = File::open("/dev/null").unwrap();
+            open_backing(device.as_fd(), file.as_fd()).unwrap_err().raw_os_error()
+        };
+        for refused in [OFlags::PATH, OFlags::WRONLY, OFlags::PATH | OFlags::RDWR] {
+            assert_eq!(register(refused), Some(libc::EACCES), "{refused:?}");
+        }
+        for passed in [OFlags::RDONLY, OFlags::RDWR] {
+            assert_eq!(register(passed), Some(libc::ENOTTY), "{passed:?}");
+        }
     }
 }
