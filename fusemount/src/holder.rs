@@ -13,13 +13,16 @@ pub(crate) mod wire;
 
 use std::fmt::Arguments;
 use std::io::{self, Write};
-use std::os::fd::OwnedFd;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt, chown};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::Path;
 
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, chownat, fstat, open};
+use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with,
 };
+use rustix::process::Uid;
 
 use crate::config::HolderConfig;
 use crate::mount::{MountError, clear_mount_point};
@@ -80,13 +83,54 @@ fn listen_at(config: &HolderConfig) -> io::Result<OwnedFd> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let listener = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
     bind(&listener, &address)?;
-    // Nobody can connect before `listen`. Who has several users lets all of them connect, and only
-    // then looks who it is.
-    let mode = if config.uids.len() > 1 { 0o666 } else { 0o600 };
-    std::fs::set_permissions(&config.socket, std::fs::Permissions::from_mode(mode))?;
-    if let [uid] = config.uids[..] {
-        chown(&config.socket, Some(uid), None)?;
-    }
+    // Nobody can connect before `listen`.
+    allow(&config.socket, &config.uids)?;
     listen(&listener, i32::try_from(MAX_PEERS).unwrap_or(1))?;
     Ok(listener)
+}
+
+/// Lets users connect to a socket. Who may write to its directory may have put something else at
+/// its path by now, so the path is followed once, and no link.
+fn allow(path: &Path, uids: &[u32]) -> io::Result<()> {
+    let socket = open(path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+    if FileType::from_raw_mode(fstat(&socket)?.st_mode) != FileType::Socket {
+        return Err(Errno::NOTSOCK.into());
+    }
+    // Who has several users lets all of them connect, and only then looks who it is.
+    let mode = std::fs::Permissions::from_mode(if uids.len() > 1 { 0o666 } else { 0o600 });
+    std::fs::set_permissions(format!("/proc/self/fd/{}", socket.as_raw_fd()), mode)?;
+    if let [uid] = *uids {
+        chownat(&socket, "", Some(Uid::from_raw(uid)), None, AtFlags::EMPTY_PATH)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt;
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    #[test]
+    fn what_took_the_place_of_the_socket_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        let mode = |name: &str| std::fs::metadata(at(name)).unwrap().mode() & 0o7777;
+        let _listener = UnixListener::bind(at("socket")).unwrap();
+        let uid = std::fs::metadata(at("socket")).unwrap().uid();
+        allow(&at("socket"), &[uid]).unwrap();
+        assert_eq!(mode("socket"), 0o600);
+        allow(&at("socket"), &[uid, uid + 1]).unwrap();
+        assert_eq!(mode("socket"), 0o666);
+
+        std::fs::write(at("secret"), "bytes").unwrap();
+        std::fs::set_permissions(at("secret"), std::fs::Permissions::from_mode(0o400)).unwrap();
+        std::os::unix::fs::symlink(at("secret"), at("to_secret")).unwrap();
+        std::os::unix::fs::symlink(at("socket"), at("to_socket")).unwrap();
+        for other in ["secret", "to_secret", "to_socket"] {
+            assert!(allow(&at(other), &[uid]).is_err(), "{other}");
+        }
+        assert_eq!((mode("secret"), mode("socket")), (0o400, 0o666));
+    }
 }
