@@ -322,6 +322,8 @@ fn read(path: &Path, mount: u128) -> io::Result<Option<(Image, Found)>> {
             Err(_) => std::thread::sleep(Duration::from_millis(1)),
         }
     };
+    // Another worker may have replaced it meanwhile, and nobody would read what is written here.
+    let locked = locked && is_at(&file, path);
     let size = file.metadata()?.len();
     let mut image = Image::default();
     let (end, skipped) = read_records(&file, size, |record| image.apply(record))?;
