@@ -1,8 +1,8 @@
 //! Who gives the kernel the files that reads go to past this process.
 //!
-//! Invariant: as long as a node's registration is kept, every registration of that node is the same
-//! number, whatever file is given: the kernel refuses two for one inode (EIO). It does not decide
-//! which file serves which node, nor for how long.
+//! Invariant: as long as a node's registration is kept, every registration of that node for that
+//! file is the same number, and one for another file ends it: the kernel refuses two for one inode
+//! (EIO). It does not decide which file serves which node, nor for how long.
 
 use std::fmt::Debug;
 use std::io;
@@ -15,8 +15,9 @@ use crate::holder::registrations::Registrations;
 
 /// Registers files with the kernel, so that an `open` can be answered with them.
 pub(crate) trait Registrar: Debug + Send + Sync {
-    /// The number with which opens of a node are answered. A node that is registered keeps its
-    /// number, and the file given is not looked at. It may wait, at most about a second.
+    /// The number with which opens of a node are answered. A node that is registered for
+    /// this file keeps its number; one for another file is ended. It may wait, at most about a
+    /// second.
     ///
     /// Errors: EPERM without the privilege or without passthrough in this session; ELOOP or EINVAL
     /// for a file on a stacked file system; ENOSPC when too many are registered; ETIMEDOUT and
@@ -51,8 +52,7 @@ impl Direct {
 
 impl Registrar for Direct {
     fn register(&self, node: u64, file: BorrowedFd<'_>) -> io::Result<u32> {
-        let mut kept = self.kept.lock();
-        kept.register(node, || device::open_backing(self.device.as_fd(), file))
+        self.kept.lock().register(node, self.device.as_fd(), file)
     }
 
     fn release(&self, backing: u32) {

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SocketFlags, accept_with};
-use rustix::process::{Pid, PidfdFlags, Signal, geteuid, pidfd_open, pidfd_send_signal};
+use rustix::process::{Signal, geteuid, pidfd_send_signal};
 
 use super::connection::Connection;
 use super::wire::{Kind, Message, receive, send};
@@ -54,6 +54,8 @@ struct Peer {
     socket: OwnedFd,
     /// 0 when it cannot be seen from here.
     pid: u32,
+    /// None where the kernel does not say, or the process has ended: nobody is killed then.
+    process: Option<OwnedFd>,
     role: Role,
     /// When it got its role.
     since: Instant,
@@ -195,7 +197,9 @@ impl Holder {
     fn accept(&mut self, listener: &OwnedFd) -> io::Result<()> {
         let socket = accept_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?;
         let (pid, uid) = system::peer(socket.as_fd())?;
-        let peer = Peer { socket, pid, role: Role::Stranger, since: Instant::now() };
+        let process = system::peer_process(socket.as_fd()).ok();
+        let since = Instant::now();
+        let peer = Peer { socket, pid, process, role: Role::Stranger, since };
         if ![0, geteuid().as_raw()].contains(&uid) && !self.config.uids.contains(&uid) {
             say(format_args!("refused process {pid} of user {uid}"));
             let why = "this user may not be a worker of this mount holder";
@@ -245,9 +249,10 @@ impl Holder {
             }
             (Kind::Register, Some(connection)) => {
                 let device = connection.device.as_fd();
-                let file = beside.first().ok_or_else(|| Errno::BADF.into());
-                let make = || file.and_then(|file| device::open_backing(device, file.as_fd()));
-                let registered = connection.registrations.register(message.large, make);
+                let file = beside.first().map(AsFd::as_fd).ok_or_else(|| Errno::BADF.into());
+                let registered = file.and_then(|file| {
+                    connection.registrations.register(message.large, device, file)
+                });
                 registered.map(|small| Message { small, ..Message::of(Kind::Registered) })
             }
             (Kind::Release, Some(connection)) => {
@@ -374,7 +379,7 @@ impl Holder {
                 continue;
             }
             // If that fails, the newcomer waits until it gives up: two that read would both answer.
-            let killed = kill(peer.pid);
+            let killed = kill(peer.process.as_ref());
             say(format_args!("process {} does not leave; killing it: {killed:?}", peer.pid));
             peer.turn(Role::Leaving);
         }
@@ -387,8 +392,8 @@ impl Holder {
     }
 }
 
-/// Ends a process for certain. It is connected, so its number is its own.
-fn kill(pid: u32) -> io::Result<()> {
-    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(Errno::SRCH)?;
-    Ok(pidfd_send_signal(pidfd_open(pid, PidfdFlags::empty())?, Signal::KILL)?)
+/// Ends a process for certain. Its number would not do: a socket may outlive the process that made
+/// it, and the number then be another's.
+fn kill(process: Option<&OwnedFd>) -> io::Result<()> {
+    Ok(pidfd_send_signal(process.ok_or(Errno::SRCH)?, Signal::KILL)?)
 }

@@ -6,9 +6,10 @@
 #![allow(unsafe_code)] // That is what such calls take.
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::sync::atomic::{AtomicI32, Ordering};
 
+use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
 
 /// Where the handler writes; a handler has nothing but statics.
@@ -69,4 +70,31 @@ pub(crate) fn peer(socket: BorrowedFd<'_>) -> io::Result<(u32, u32)> {
         return Err(io::Error::last_os_error());
     }
     Ok((u32::try_from(found.pid).unwrap_or(0), found.uid))
+}
+
+/// A descriptor of the process behind a local socket, which is never that of another with the same
+/// number. It needs Linux 6.5 (ENOPROTOOPT), and a process that has not been reaped.
+pub(super) fn peer_process(socket: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    /// `SO_PEERPIDFD` of `asm-generic/socket.h`.
+    const PEER_PIDFD: libc::c_int = 77;
+    let mut found: libc::c_int = -1;
+    let mut length = libc::socklen_t::try_from(size_of::<libc::c_int>()).expect("4 bytes");
+    // SAFETY: the kernel writes at most `length` bytes to `found`, which any bytes are valid for.
+    let code = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            PEER_PIDFD,
+            (&raw mut found).cast(),
+            &raw mut length,
+        )
+    };
+    if code != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    if found < 0 {
+        return Err(Errno::SRCH.into());
+    }
+    // SAFETY: the kernel made it for this call, and nothing else knows its number.
+    Ok(unsafe { OwnedFd::from_raw_fd(found) })
 }
