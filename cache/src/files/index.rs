@@ -273,7 +273,8 @@ impl Index {
             let (unique, identity) = (entry.unique, entry.identity.clone());
             match &entry.state {
                 State::Part(part) => {
-                    [Some(Record::Begin { unique, identity }), blocks(id, part), None]
+                    let begin = Record::Begin { unique, identity, suspect: part.suspect };
+                    [Some(begin), blocks(id, part), None]
                 }
                 State::Whole(whole) => {
                     let allocated = entry.allocated;

@@ -41,8 +41,9 @@ pub(super) const JOURNAL_NEW: &str = "journal.new";
 /// One thing to remember. `unique` is the second half of a file's name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Record {
-    /// A part was begun.
-    Begin { unique: u64, identity: Identity },
+    /// A part was begun. `suspect` where it outlived a crash of the machine: what it held then is to be
+    /// verified before it is believed.
+    Begin { unique: u64, identity: Identity, suspect: bool },
     /// Blocks of a part were written: numbers and checksums.
     Blocks { id: u64, unique: u64, blocks: Vec<(u32, u64)> },
     /// A file is complete: its checksums, and the bytes that it takes on disk. `durable` where it had
@@ -74,8 +75,8 @@ impl Record {
             out.extend_from_slice(&unique.to_le_bytes());
         };
         match self {
-            Self::Begin { unique, identity } => {
-                named(1, 0, *unique);
+            Self::Begin { unique, identity, suspect } => {
+                named(1, u64::from(*suspect), *unique);
                 identity.encode(out);
             }
             Self::Blocks { id, unique, blocks } => {
@@ -108,7 +109,10 @@ impl Record {
         raw = rest;
         let (id, unique) = (take_u64(&mut raw)?, take_u64(&mut raw)?);
         let record = match kind {
-            1 => Self::Begin { unique, identity: Identity::decode(&mut raw)? },
+            1 => {
+                let identity = Identity::decode(&mut raw)?;
+                Self::Begin { unique, identity, suspect: id & 1 != 0 }
+            }
             2 => {
                 let mut blocks = Vec::with_capacity(raw.len() / 12);
                 while !raw.is_empty() {

@@ -45,6 +45,7 @@ const MAX_OPEN: u64 = 4096;
 enum Found {
     Part {
         identity: Identity,
+        suspect: bool,
         blocks: Vec<(u32, u64)>,
     },
     Whole {
@@ -82,9 +83,9 @@ impl Replayed {
     fn take(&mut self, at: u64, record: Record) {
         self.records += 1;
         match record {
-            Record::Begin { unique, identity } => {
+            Record::Begin { unique, identity, suspect } => {
                 if let Some(version) = identity.version() {
-                    let found = Found::Part { identity, blocks: Vec::new() };
+                    let found = Found::Part { identity, suspect, blocks: Vec::new() };
                     self.files.insert(version.id(), (unique, found));
                 }
             }
@@ -137,12 +138,13 @@ impl Replayed {
         let (mut parts, mut young, mut complete) = (HashMap::new(), Vec::new(), Vec::new());
         for (id, (unique, found_file)) in self.files {
             let (identity, allocated, state) = match found_file {
-                Found::Part { identity, blocks } => {
+                Found::Part { identity, suspect, blocks } => {
                     if !parts_on_disk.contains(&(id, unique)) {
                         continue;
                     }
                     let Some(object) = identity.version() else { continue };
-                    let Some(part) = Part::new(object, unique, block_bytes, crashed) else {
+                    let suspect = suspect || crashed;
+                    let Some(part) = Part::new(object, unique, block_bytes, suspect) else {
                         continue;
                     };
                     let part = Arc::new(part);

@@ -209,7 +209,7 @@ impl FileTier {
         if part.begins_record()
             && let Some(identity) = super::Identity::of(&part.object)
         {
-            journal.append(&Record::Begin { unique, identity })?;
+            journal.append(&Record::Begin { unique, identity, suspect: part.suspect })?;
         }
         journal.append(&Record::Blocks { id, unique, blocks })
     }

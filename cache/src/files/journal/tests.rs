@@ -22,7 +22,8 @@ fn identity(n: u64) -> Identity {
 /// One record of each kind.
 fn records() -> Vec<Record> {
     vec![
-        Record::Begin { unique: 7, identity: identity(1) },
+        Record::Begin { unique: 7, identity: identity(1), suspect: true },
+        Record::Begin { unique: 6, identity: identity(3), suspect: false },
         Record::Blocks { id: 3, unique: 7, blocks: vec![(0, 11), (5, 12)] },
         Record::Whole {
             unique: 8,

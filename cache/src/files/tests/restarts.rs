@@ -178,6 +178,33 @@ fn rewrite_boot(path: &Path) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_part_that_outlived_a_crash_is_looked_at_however_often_it_is_found_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = on(dir.path(), 2 * MIB, 256 * MIB);
+    let (object, bytes) = (version("k", "v1", 4 * MIB), content(1, 4 * MIB));
+    let first = tiers(&config).await;
+    first.put(&object, &bytes, 0..32).await;
+    first.blocks.close().await;
+    drop(first);
+    // The machine lost a page of it.
+    let part = files_below(&dir.path().join("files/parts")).remove(0);
+    let file = std::fs::OpenOptions::new().write(true).open(part).unwrap();
+    file.write_all_at(&vec![0; BLOCK as usize], 3 * BLOCK).unwrap();
+    rewrite_boot(&dir.path().join("files").join(JOURNAL));
+    for _ in 0..2 {
+        let found = tiers(&config).await;
+        assert_eq!(found.files().stats().parts, 1);
+        found.blocks.close().await;
+    }
+    let last = tiers(&config).await;
+    last.put_all(&object, &bytes).await;
+    assert!(!last.is_file(&object), "a block of it was bad");
+    assert_eq!(last.metrics.file_bad.get(), 1);
+    last.put_all(&object, &bytes).await;
+    assert!(all_of(&last.blocks.whole(&object).unwrap().file) == bytes);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn another_block_size_begins_anew() {
     let dir = tempfile::tempdir().unwrap();
     let config = on(dir.path(), 2 * MIB, 256 * MIB);
