@@ -110,10 +110,11 @@ impl Replayed {
             }
             Record::Durable { upto } => self.durable_upto = upto,
             Record::Verified { id, unique } => {
-                if let Some((held, Found::Whole { suspect, durable, .. })) = self.files.get_mut(&id)
+                if let Some((held, Found::Whole { suspect, .. })) = self.files.get_mut(&id)
                     && *held == unique
                 {
-                    (*suspect, *durable) = (false, true);
+                    // What was read may have been in memory alone: it is not safe from a crash by this.
+                    *suspect = false;
                 }
             }
             Record::Current { id, unique, confirmed } => {

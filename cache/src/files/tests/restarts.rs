@@ -205,6 +205,25 @@ async fn a_part_that_outlived_a_crash_is_looked_at_however_often_it_is_found_aga
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_verified_in_memory_is_not_safe_from_a_crash() {
+    let dir = tempfile::tempdir().unwrap();
+    let (object, bytes) = (version("k", "v1", 2 * MIB), content(1, 2 * MIB));
+    let first = tiers(&on(dir.path(), 2 * MIB, 256 * MIB)).await;
+    first.put_all(&object, &bytes).await;
+    first.blocks.suspect(&object);
+    first.blocks.flush().await;
+    assert!(first.is_file(&object), "verified");
+    let crashed = tempfile::tempdir().unwrap();
+    copy_tree(dir.path(), crashed.path());
+    std::fs::write(only_file(crashed.path()), vec![0; 2 << 20]).unwrap();
+    rewrite_boot(&crashed.path().join("files").join(JOURNAL));
+    let second = tiers(&on(crashed.path(), 2 * MIB, 256 * MIB)).await;
+    assert!(!second.is_file(&object), "it is looked at first");
+    second.blocks.flush().await;
+    assert_eq!(second.metrics.file_bad.get(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn another_block_size_begins_anew() {
     let dir = tempfile::tempdir().unwrap();
     let config = on(dir.path(), 2 * MIB, 256 * MIB);
