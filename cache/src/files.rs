@@ -25,6 +25,7 @@ mod writer;
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
+use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -390,18 +391,26 @@ impl FileTier {
             metrics.file_opens.inc();
             let mut data = vec![0; len];
             File::open(path)?.read_exact_at(&mut data, offset)?;
-            Ok::<_, std::io::Error>((check::checksum(seal, &data) == sum).then_some(data))
+            Ok::<_, io::Error>((check::checksum(seal, &data) == sum).then_some(data))
         });
-        let why = match read.await {
+        let (why, wrong) = match read.await {
             Ok(Ok(Some(data))) => return Some(data.into()),
-            Ok(Ok(None)) => "its checksum is wrong".to_owned(),
-            Ok(Err(error)) => error.to_string(),
-            Err(error) => error.to_string(),
+            Ok(Ok(None)) => ("its checksum is wrong".to_owned(), true),
+            Ok(Err(error)) => (error.to_string(), error.kind() == io::ErrorKind::UnexpectedEof),
+            Err(error) => (error.to_string(), false),
         };
         tracing::debug!(key = %key.object.key, index = key.index, why, "a block of a file cannot be used");
         self.metrics.bad_blocks.inc();
         match part {
-            Some(part) => part.lost(key.index),
+            // Never patched: the journal believes its blocks, and nobody knows of the others.
+            Some(part) if wrong => {
+                self.metrics.file_bad.inc();
+                self.give_up(&part, "bad").await;
+                // Where it is a file by now.
+                self.suspect(&key.object);
+            }
+            // Descriptors run out for a moment, and what is published moves.
+            Some(_) => {}
             None => self.suspect(&key.object),
         }
         None

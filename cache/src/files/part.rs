@@ -94,12 +94,6 @@ impl Bits {
             *word |= 1 << (at % 64);
         }
     }
-
-    fn clear(&mut self, at: u32) {
-        if let Some(word) = self.0.get_mut(at as usize / 64) {
-            *word &= !(1 << (at % 64));
-        }
-    }
 }
 
 impl Part {
@@ -267,16 +261,6 @@ impl Part {
         }
         state.unrecorded.extend_from_slice(blocks);
         state.missing == 0
-    }
-
-    /// A block turned out to be bad on disk: it is missing again.
-    pub(super) fn lost(&self, index: u32) {
-        let mut state = self.state.lock();
-        if state.written.has(index) {
-            state.written.clear(index);
-            state.taken.clear(index);
-            state.missing += 1;
-        }
     }
 
     /// What was written and not recorded, once that is worth a record.

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::index::Whole;
+use super::index::{State, Whole};
 use super::journal::Record;
 use super::open::PARTS;
 use super::part::{Part, Step, Waiting};
@@ -111,7 +111,11 @@ impl FileTier {
         }
         let out = match out {
             Some(out) => out,
-            None => out.insert(self.open_part(part)?),
+            None => match self.open_part(part) {
+                // Given up, and unlinked, meanwhile.
+                Err(_) if part.is_dropped() => return Ok(()),
+                opened => out.insert(opened?),
+            },
         };
         let mut written = Vec::with_capacity(batch.len());
         for run in batch.chunk_by(|a, b| a.index + 1 == b.index) {
@@ -191,7 +195,9 @@ impl FileTier {
         let path = self.part_path(part.object.id(), part.unique);
         self.metrics.file_opens.inc();
         let mut options = OpenOptions::new();
-        options.read(true).write(true).create(true).truncate(false).mode(0o600);
+        // A file that is gone is not begun anew: what was written to it would be holes.
+        let begins = part.missing() == part.count;
+        options.read(true).write(true).create(begins).truncate(false).mode(0o600);
         let cached = options.open(&path)?;
         if cached.metadata()?.len() != part.object.meta.size {
             cached.set_len(part.object.meta.size)?;
@@ -253,16 +259,20 @@ impl FileTier {
         *paused = Some((tokio::time::Instant::now() + how_long, why.to_owned()));
     }
 
-    /// Gives a part up.
+    /// Gives a part up; a file that it has become stays.
     pub(super) fn abandon(&self, part: &Arc<Part>, reason: &str) {
         let (id, unique) = (part.object.id(), part.unique);
         part.drop_all();
         {
             let mut journal = self.journal.lock();
             let mut ledger = self.ledger.lock();
-            if ledger.index.remove(id, unique).is_none() {
+            let is_part = ledger.index.by_id(id).is_some_and(|entry| {
+                entry.unique == unique && matches!(entry.state, State::Part(_))
+            });
+            if !is_part {
                 return;
             }
+            ledger.index.remove(id, unique);
             ledger.forget_part(id);
             drop(ledger);
             if !part.begins_record() {
@@ -312,7 +322,7 @@ impl FileTier {
         _ = done.await;
     }
 
-    async fn give_up(self: &Arc<Self>, part: &Arc<Part>, reason: &'static str) {
+    pub(super) async fn give_up(self: &Arc<Self>, part: &Arc<Part>, reason: &'static str) {
         let (tier, part) = (Arc::clone(self), Arc::clone(part));
         _ = tokio::task::spawn_blocking(move || tier.abandon(&part, reason)).await;
     }
@@ -378,6 +388,8 @@ impl FileTier {
         })?;
         journal.append(&Record::Current { id, unique, confirmed })?;
         part.begins_record();
+        // Nobody may begin another file under the name that this one leaves.
+        part.drop_all();
         rename_into_shard(&self.root, id, &file_name(id, unique))?;
         let mut ledger = self.ledger.lock();
         // It may have been replaced meanwhile; the journal hears of that after this.

@@ -128,3 +128,53 @@ async fn tags_that_only_look_like_md5s_are_found_out() {
         assert_eq!(tiers.is_file(&object), n >= 3, "{n}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_part_with_a_bad_block_is_given_up_before_and_after_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = on(dir.path(), 2 * MIB, 256 * MIB);
+    let (object, bytes) = (version("k", "v1", 4 * MIB), content(1, 4 * MIB));
+    let first = tiers(&config).await;
+    first.put(&object, &bytes, 0..32).await;
+    first.blocks.flush().await;
+    let files = Arc::clone(first.files());
+    tokio::task::spawn_blocking(move || files.record_parts(1)).await.unwrap();
+    flip(&files_below(&dir.path().join("files/parts"))[0], 3 * BLOCK + 7);
+    assert!(first.load(&object, &bytes, 2).await);
+    assert!(!first.load(&object, &bytes, 3).await);
+    assert_eq!(first.files().stats().parts, 0);
+    assert_eq!(files_below(&dir.path().join("files/parts")), Vec::<PathBuf>::new());
+    first.blocks.close().await;
+    drop(first);
+    let second = tiers(&config).await;
+    second.put_all(&object, &bytes).await;
+    assert!(all_of(&second.blocks.whole(&object).unwrap().file) == bytes);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_part_that_cannot_be_opened_just_now_is_as_good_as_before() {
+    let dir = tempfile::tempdir().unwrap();
+    let tiers = tiers(&on(dir.path(), 2 * MIB, 256 * MIB)).await;
+    let (object, bytes) = (version("k", "v1", 4 * MIB), content(1, 4 * MIB));
+    tiers.put(&object, &bytes, 0..32).await;
+    tiers.blocks.flush().await;
+    let part = files_below(&dir.path().join("files/parts")).remove(0);
+    let aside = dir.path().join("aside");
+    std::fs::rename(&part, &aside).unwrap();
+    assert!(!tiers.load(&object, &bytes, 3).await);
+    std::fs::rename(&aside, &part).unwrap();
+    assert!(tiers.load(&object, &bytes, 3).await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_part_that_somebody_removed_is_not_filled_up_with_holes() {
+    let dir = tempfile::tempdir().unwrap();
+    let tiers = tiers(&on(dir.path(), 2 * MIB, 256 * MIB)).await;
+    let (object, bytes) = (version("k", "v1", 4 * MIB), content(1, 4 * MIB));
+    tiers.put(&object, &bytes, 0..32).await;
+    tiers.blocks.flush().await;
+    std::fs::remove_file(&files_below(&dir.path().join("files/parts"))[0]).unwrap();
+    tiers.put_all(&object, &bytes).await;
+    assert!(!tiers.is_file(&object));
+    assert_eq!(tiers.files().stats().parts, 0);
+}
