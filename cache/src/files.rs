@@ -246,6 +246,7 @@ impl FileTier {
                 part.begin_at(from.max(index));
                 Route::Part(self.place(part, index))
             }
+            None if ledger.parts.len() >= MAX_PARTS => Route::Blocks,
             None => self.refuse("retained"),
         }
     }
@@ -275,7 +276,6 @@ impl FileTier {
             return None;
         }
         if ledger.parts.len() >= MAX_PARTS {
-            ledger.homes.refuse(id);
             self.metrics.file_refused.with_label_values(&["too_many_parts"]).inc();
             return None;
         }

@@ -16,7 +16,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use super::index::{Entry, State};
 use super::journal::Record;
 use super::part::Part;
-use super::{FileTier, Ledger, Terms, kernel};
+use super::{FileTier, Ledger, MAX_PARTS, Terms, kernel};
 use crate::admission::Item;
 
 /// How often what is measured is measured again, and what was written is recorded.
@@ -254,7 +254,7 @@ impl FileTier {
     }
 
     /// What is done now and then. Blocking.
-    fn tick(&self, number: u64) {
+    pub(super) fn tick(&self, number: u64) {
         // A cache that nobody fills costs a machine nothing.
         let written = self.metrics.disk_filled.get() + self.metrics.file_written.get();
         let still = self.written_before.swap(written, Ordering::Relaxed) == written;
@@ -267,10 +267,39 @@ impl FileTier {
             self.record_parts(1);
             self.forget_promises();
         }
+        self.thin_out();
         if number.is_multiple_of(WRITE_BACK_TICKS) {
             self.write_back();
         }
         self.compact();
+    }
+
+    /// Gives up parts that nobody goes on with where there are many, so that others may begin.
+    fn thin_out(&self) {
+        if self.ledger.lock().parts.len() <= MAX_PARTS / 2 {
+            return;
+        }
+        let now = Instant::now();
+        let leaving: Vec<Leaving> = {
+            let mut journal = self.journal.lock();
+            let mut ledger = self.ledger.lock();
+            let over = ledger.parts.len().saturating_sub(MAX_PARTS / 2);
+            let idle = ledger.parts.iter().filter_map(|(id, part)| Some((part.idle_since()?, *id)));
+            let mut idle: Vec<_> =
+                idle.filter(|(since, _)| now.saturating_duration_since(*since) >= IDLE).collect();
+            idle.sort_unstable();
+            idle.truncate(over);
+            let taken = idle.into_iter().filter_map(|(_, id)| self.take_part(&mut ledger, id));
+            let leaving: Vec<Leaving> = taken.collect();
+            drop(ledger);
+            for part in &leaving {
+                _ = journal.append(&Record::Gone { id: part.id, unique: part.unique });
+            }
+            leaving
+        };
+        for part in leaving {
+            part.unlink();
+        }
     }
 
     fn forget_promises(&self) {

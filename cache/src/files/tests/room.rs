@@ -148,6 +148,26 @@ async fn a_full_disk_costs_parts_and_no_reader() {
     assert!(files.state.up && files.files > 15, "{files:?}");
 }
 
+#[tokio::test]
+async fn parts_that_nobody_goes_on_with_do_not_keep_others_out() {
+    use super::super::{MAX_PARTS, Route};
+    let dir = tempfile::tempdir().unwrap();
+    let tiers = tiers(&on(dir.path(), 2 * MIB, 100 << 30)).await;
+    tokio::time::pause();
+    let route = |n: usize| {
+        let object = version(&format!("k{n}"), "v1", 2 * BLOCK);
+        tiers.files().route(&BlockKey::new(&object, 0), BLOCK)
+    };
+    for n in 0..MAX_PARTS {
+        assert!(matches!(route(n), Route::Part(_)), "{n}");
+    }
+    assert!(matches!(route(MAX_PARTS), Route::Blocks), "kept, if not as a file");
+    tokio::time::advance(Duration::from_mins(2)).await;
+    tiers.files().tick(1);
+    assert_eq!(tiers.files().stats().parts, MAX_PARTS as u64 / 2);
+    assert!(matches!(route(MAX_PARTS), Route::Part(_)));
+}
+
 /// A mount that ends with the test.
 struct Mounted(PathBuf);
 
