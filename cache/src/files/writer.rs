@@ -392,14 +392,19 @@ impl FileTier {
         part.drop_all();
         rename_into_shard(&self.root, id, &file_name(id, unique))?;
         let mut ledger = self.ledger.lock();
-        // It may have been replaced meanwhile; the journal hears of that after this.
-        let whole = Whole::new(sums.into(), false, false, part.confirmed());
+        // It may have been replaced meanwhile, and nobody else tells the journal of a part.
+        let now = part.confirmed();
+        let whole = Whole::new(sums.into(), false, false, now);
         if ledger.index.complete(id, unique, whole) {
             ledger.index.resize(id, unique, allocated);
             ledger.forget_part(id);
             let set = SetId::of(object.store, object.key.as_str());
             ledger.admission.inserted(set, Item(id), allocated);
             ledger.young.push((id, unique));
+        }
+        drop(ledger);
+        if now != confirmed {
+            _ = journal.append(&Record::Current { id, unique, confirmed: now });
         }
         self.is_unsynced();
         self.metrics.file_published.inc();

@@ -224,6 +224,47 @@ async fn what_was_verified_in_memory_is_not_safe_from_a_crash() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replacement_in_the_middle_of_a_publication_is_remembered() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = on(dir.path(), 2 * MIB, 256 * MIB);
+    let (object, bytes) = (version("k", "v1", MIB), content(1, MIB));
+    let first = tiers(&config).await;
+    first.put(&object, &bytes, 0..15).await;
+    first.blocks.flush().await;
+    let etag = object.etag().as_str();
+    first.files().ledger.lock().index.confirm(1, "k", etag, 1_700_000_000);
+    let (files, id) = (Arc::clone(first.files()), object.id());
+    let (root, pause) = (dir.path().to_owned(), Duration::from_millis(1));
+    let (locked, is_locked) = tokio::sync::oneshot::channel();
+    let replacing = tokio::task::spawn_blocking(move || {
+        let journal = files.journal.lock();
+        locked.send(()).unwrap();
+        let mut ledger = files.ledger.lock();
+        while ledger.promised.get(&id) != Some(&0) {
+            drop(ledger);
+            std::thread::sleep(pause);
+            ledger = files.ledger.lock();
+        }
+        // Only the publication is left; it gets as far as the rename.
+        drop(journal);
+        while published(&root).is_empty() {
+            std::thread::sleep(pause);
+        }
+        ledger.index.unconfirm(1, "k");
+    });
+    is_locked.await.unwrap();
+    first.put(&object, &bytes, 15..16).await;
+    replacing.await.unwrap();
+    first.blocks.flush().await;
+    assert!(first.is_file(&object));
+    first.blocks.close().await;
+    drop(first);
+    let second = tiers(&config).await;
+    assert!(second.is_file(&object));
+    assert!(second.files().ledger.lock().index.current(1, "k").is_none(), "it was replaced");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn another_block_size_begins_anew() {
     let dir = tempfile::tempdir().unwrap();
     let config = on(dir.path(), 2 * MIB, 256 * MIB);
