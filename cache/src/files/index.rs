@@ -29,6 +29,16 @@ pub(super) struct Entry {
     pub(super) state: State,
 }
 
+impl Entry {
+    /// When the origin last said that a file is the object; 0 where it is not, and for parts.
+    fn confirmed(&self) -> u64 {
+        match &self.state {
+            State::Whole(whole) => whole.confirmed,
+            State::Part(_) => 0,
+        }
+    }
+}
+
 #[derive(Debug)]
 pub(super) enum State {
     Part(Arc<Part>),
@@ -100,8 +110,15 @@ impl Index {
 
     /// Adds an entry in a place that is free.
     pub(super) fn insert(&mut self, id: u64, entry: Entry) {
-        if matches!(&entry.state, State::Whole(whole) if whole.confirmed > 0) {
-            self.names.insert(name_of(entry.identity.store, entry.identity.key()), id);
+        let confirmed = entry.confirmed();
+        if confirmed > 0 {
+            let name = name_of(entry.identity.store, entry.identity.key());
+            // Of several versions the one that was confirmed last, within a second the newest.
+            let held = self.names.get(&name).and_then(|held| self.entries.get(held));
+            if held.is_none_or(|held| (held.confirmed(), held.unique) <= (confirmed, entry.unique))
+            {
+                self.names.insert(name, id);
+            }
         }
         self.bytes += entry.allocated;
         self.files += u64::from(matches!(entry.state, State::Whole(_)));

@@ -224,6 +224,38 @@ async fn what_was_verified_in_memory_is_not_safe_from_a_crash() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_two_versions_the_one_that_was_confirmed_last_is_the_object() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("files");
+    std::fs::create_dir_all(&root).unwrap();
+    // Many, because each is found in an order that chance decides.
+    let records = (0..32u64).flat_map(|n| {
+        let whole = |etag: &str, unique: u64, confirmed: u64| {
+            let object = version(&format!("k{n}"), etag, 100_000);
+            let file = Record::Whole {
+                unique,
+                identity: Identity::of(&object).unwrap(),
+                allocated: 102_400,
+                durable: true,
+                suspect: false,
+                sums: vec![n, n].into(),
+            };
+            [file, Record::Current { id: object.id(), unique, confirmed }]
+        };
+        // Within one second, or not.
+        let second = if n % 2 == 0 { 1000 } else { 2000 };
+        [whole("old", 2 * n, 1000), whole("new", 2 * n + 1, second)].into_iter().flatten()
+    });
+    Journal::rewrite(&root, BLOCK, kernel::boot_id(), records).unwrap();
+    let tiers = tiers(&on(dir.path(), 2 * MIB, 100 << 30)).await;
+    let ledger = tiers.files().ledger.lock();
+    for n in 0..32 {
+        let (identity, _) = ledger.index.current(1, &format!("k{n}")).unwrap();
+        assert_eq!(identity.etag(), version("k", "new", 1).etag().as_str(), "k{n}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_replacement_in_the_middle_of_a_publication_is_remembered() {
     let dir = tempfile::tempdir().unwrap();
     let config = on(dir.path(), 2 * MIB, 256 * MIB);
