@@ -135,6 +135,9 @@ struct Round {
     files: Vec<(u64, u64)>,
     /// The next block of the last of them.
     block: u32,
+    /// That file was in doubt when its first block was read: a doubt that came later is not settled by
+    /// what was read before.
+    began_suspect: bool,
 }
 
 /// Reads what lies there, a little at a time, for as long as the tier is there.
@@ -200,6 +203,9 @@ impl FileTier {
                 }
             };
             self.metrics.file_opens.inc();
+            if round.block == 0 {
+                round.began_suspect = suspect;
+            }
             while left > 0 {
                 let Some(sum) = sums.get(round.block as usize) else { break };
                 let range =
@@ -216,7 +222,7 @@ impl FileTier {
                 }
             }
             if round.block as usize >= sums.len() {
-                if suspect && round.block != u32::MAX {
+                if suspect && round.began_suspect && round.block != u32::MAX {
                     settled.push((id, unique, Found::Good));
                 }
                 round.next_file();
