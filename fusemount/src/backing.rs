@@ -41,6 +41,7 @@ enum Refusal {
     NoPrivilege,
     StackedFileSystem,
     RegisterFailed,
+    OpensUnknown,
     InUseCached,
 }
 
@@ -52,6 +53,7 @@ impl Refusal {
             Self::NoPrivilege => "no_privilege",
             Self::StackedFileSystem => "stacked_file_system",
             Self::RegisterFailed => "register_failed",
+            Self::OpensUnknown => "opens_unknown",
             Self::InUseCached => "in_use_cached",
         }
     }
@@ -78,6 +80,7 @@ impl Refusal {
             Self::StackedFileSystem => {
                 "put `cache.path` on a plain file system (ext4, xfs; an emptyDir or hostPath)"
             }
+            Self::OpensUnknown => "the journal of nodes was lost: it is so until the next mount",
             Self::RegisterFailed | Self::InUseCached => "it is tried again",
         }
     }
@@ -102,6 +105,8 @@ pub(crate) struct Backing {
     table: Mutex<ModeTable>,
     /// Held while anything is registered or released, so that these happen in the order of `table`.
     registering: Mutex<()>,
+    /// False where a worker before may have opened what this one does not know to be open.
+    opens_known: bool,
     /// True when this session of the kernel knows passthrough.
     negotiated: AtomicBool,
     refused: Mutex<Refused>,
@@ -110,11 +115,13 @@ pub(crate) struct Backing {
 }
 
 impl Backing {
-    /// What a worker before has left open. No passthrough before [`Self::negotiated`].
+    /// What a worker before has left open; `opens_known` where that is all there is. No passthrough
+    /// before [`Self::negotiated`].
     pub(crate) fn new(
         registrar: Arc<dyn Registrar>,
         journal: Option<Arc<Journal>>,
         past: &Image,
+        opens_known: bool,
         metrics: Metrics,
     ) -> Self {
         let mut table = ModeTable::new(KEPT_REGISTRATIONS);
@@ -128,13 +135,14 @@ impl Backing {
             table.restore(*node, *mode, *opens, gone);
         }
         for (node, id) in inherited {
-            table.inherit(NodeId(node), id, journal.is_some());
+            table.inherit(NodeId(node), id, opens_known);
         }
         metrics.open_files.set(table.open_count().try_into().unwrap_or(i64::MAX));
         Self {
             registrar,
             table: Mutex::new(table),
             journal,
+            opens_known,
             registering: Mutex::default(),
             negotiated: AtomicBool::new(false),
             refused: Mutex::default(),
@@ -211,7 +219,7 @@ impl Backing {
         }
         self.table.lock().sweep();
         let _turn = self.registering.lock();
-        self.settle();
+        let _ = self.settle();
     }
 
     /// Opens that are not released.
@@ -237,6 +245,10 @@ impl Backing {
         if !self.negotiated.load(Ordering::Acquire) {
             return Some(Refusal::OldKernel);
         }
+        if !self.opens_known {
+            // A program may have it open in the other mode.
+            return Some(Refusal::OpensUnknown);
+        }
         let refused = self.refused.lock();
         let waiting = refused.until.is_some_and(|until| Instant::now() < until);
         refused.always.or(waiting.then_some(Refusal::RegisterFailed))
@@ -254,19 +266,24 @@ impl Backing {
 
     fn register(&self, node: NodeId, copy: &LocalCopy, unique: u64) -> (Outcome, &'static str) {
         let _turn = self.registering.lock();
-        self.settle();
+        // While this one waited for its turn, whoever registers may have stopped to answer.
+        if let Some(refusal) = self.settle() {
+            return (self.enter(node, Offer::Nothing, unique), refusal.name());
+        }
         // Another open of it may have been faster.
         let outcome = self.enter(node, Offer::Copy(Arc::clone(&copy.fate)), unique);
         if outcome != Outcome::Register {
             return (outcome, Refusal::InUseCached.name());
         }
         // That may have dropped a registration that was kept.
-        self.settle();
+        if let Some(refusal) = self.settle() {
+            return (self.enter(node, Offer::Nothing, unique), refusal.name());
+        }
         match self.registrar.register(node.0, copy.file.as_fd()) {
             Ok(id) => {
                 let offer = Offer::Registered(id, Arc::clone(&copy.fate));
                 let outcome = self.enter(node, offer, unique);
-                self.settle();
+                let _ = self.settle();
                 (outcome, Refusal::InUseCached.name())
             }
             Err(error) => {
@@ -327,15 +344,26 @@ impl Backing {
     /// Releases what is of no more use, unless something is being registered, which does it too.
     fn settle_if_free(&self) {
         if let Some(_turn) = self.registering.try_lock() {
-            self.settle();
+            let _ = self.settle();
         }
     }
 
-    /// To be called with `registering` held.
-    fn settle(&self) {
-        let dropped = self.table.lock().take_dropped();
-        for id in dropped {
-            self.registrar.release(id);
+    /// To be called with `registering` held. Waits for an answer that does not come once; the rest
+    /// is left for later, and nothing can be registered before. Why that is so, if it is.
+    fn settle(&self) -> Option<Refusal> {
+        let waits = || self.refused.lock().until.is_some_and(|until| Instant::now() < until);
+        if !waits() {
+            let dropped = self.table.lock().take_dropped();
+            for (at, id) in dropped.iter().enumerate() {
+                let Err(error) = self.registrar.release(*id) else { continue };
+                // Without its holder a mount has no registrations.
+                if Errno::from_io_error(&error) != Some(Errno::NOTCONN) {
+                    self.refused_by(&error);
+                    self.table.lock().put_back(&dropped[at..]);
+                    break;
+                }
+            }
         }
+        self.refusal()
     }
 }

@@ -89,11 +89,11 @@ impl FileSystem {
         metrics: Metrics,
         options: Options,
     ) -> Self {
-        let (journal, Past { image, began }) = match journal {
+        let (journal, Past { image, began, complete }) = match journal {
             Some((journal, past)) => (Some(Arc::new(journal)), past),
-            None => (None, Past::default()),
+            None => (None, Past { complete: !registrar.has_begun(), ..Past::default() }),
         };
-        let backing = Backing::new(registrar, journal.clone(), &image, metrics);
+        let backing = Backing::new(registrar, journal.clone(), &image, complete, metrics);
         Self {
             nodes: NodeTable::new(namespace, journal.clone(), &image),
             known: KnownNames::new(options.metadata_ttl),

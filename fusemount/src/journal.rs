@@ -40,6 +40,9 @@ const NAME: &str = "nodes.journal";
 /// Format and its version; another one is begun anew.
 const MAGIC: [u8; 8] = *b"wdnodes1";
 
+/// The same of a journal that does not say all that happened on its mount.
+const PARTIAL_MAGIC: [u8; 8] = *b"wdnodep1";
+
 /// Magic, mount id, when the mount began in nanoseconds since 1970, checksum of these.
 const HEADER_BYTES: usize = 8 + 16 + 8 + 8;
 
@@ -100,20 +103,23 @@ pub(crate) struct Past {
     pub(crate) image: Image,
     /// When the mount began.
     pub(crate) began: SystemTime,
+    /// False where something may be open of which `image` does not know, until the mount ends.
+    pub(crate) complete: bool,
 }
 
 impl Default for Past {
     fn default() -> Self {
-        Self { image: Image::default(), began: SystemTime::now() }
+        Self { image: Image::default(), began: SystemTime::now(), complete: true }
     }
 }
 
 impl Journal {
     /// Opens the journal of a mount in a directory, which is made if need be. That of another mount
-    /// is replaced. It may wait a moment for the worker before to end.
+    /// is replaced. It may wait a moment for the worker before to end. `begun` where there was one
+    /// that the kernel has asked, so that a journal is missed if there is none.
     ///
     /// Errors are those of the file system: a mount can do without a journal.
-    pub(crate) fn open(directory: &Path, mount: u128) -> io::Result<(Self, Past)> {
+    pub(crate) fn open(directory: &Path, mount: u128, begun: bool) -> io::Result<(Self, Past)> {
         std::fs::create_dir_all(directory)?;
         remove_leftovers(directory);
         let path = directory.join(NAME);
@@ -124,8 +130,11 @@ impl Journal {
             Err(error) => return Err(error),
         };
         let began = found.as_ref().map_or_else(SystemTime::now, |found| found.began);
-        let header = header(mount, began);
-        let own = found.as_ref().filter(|found| found.locked);
+        let complete = !begun || found.as_ref().is_some_and(|found| found.complete);
+        let header = header(mount, began, complete);
+        // A file that lacks something and does not say so is replaced by one that does.
+        let says_so = |found: &Found| complete || found.header == header;
+        let own = found.as_ref().filter(|found| found.locked && says_so(found));
         let (file, size) = if let Some(found) = own {
             found.file.set_len(found.end)?;
             (found.file.try_clone()?, found.end)
@@ -137,7 +146,7 @@ impl Journal {
         let writer =
             Writer { file, size, pending: Vec::new(), retry: None, given_up: false, shorten_at };
         let (writer, shortening) = (Mutex::new(writer), Mutex::default());
-        Ok((Self { path, header, writer, shortening }, Past { image, began }))
+        Ok((Self { path, header, writer, shortening }, Past { image, began, complete }))
     }
 
     /// Notes records, in the order of the calls; those of one call stay together. They are written by
@@ -199,8 +208,8 @@ impl Journal {
             }
             let mut writer = self.writer.lock();
             copy(&old, &mut new, copied..writer.size)?;
-            if !is_at(&old, &self.path) {
-                return Err(io::Error::other("another worker has replaced it"));
+            if writer.given_up || !is_at(&old, &self.path) {
+                return Err(io::Error::other("another worker has replaced it, or it was given up"));
             }
             std::fs::rename(&temporary, &self.path)?;
             writer.size = new.metadata()?.len();
@@ -271,6 +280,8 @@ impl Writer {
         if self.pending.len() > MAX_PENDING_BYTES {
             tracing::warn!("gave up the journal of nodes: make room on its disk, and mount anew");
             self.given_up = true;
+            // So that the next worker does not take it for all that is open.
+            let _ = self.file.set_len(0);
             self.pending = Vec::new();
         }
     }
@@ -284,13 +295,16 @@ struct Found {
     end: u64,
     /// False when the worker before is still there.
     locked: bool,
+    header: [u8; HEADER_BYTES],
+    /// It says all that happened on its mount.
+    complete: bool,
 }
 
-fn header(mount: u128, began: SystemTime) -> [u8; HEADER_BYTES] {
+fn header(mount: u128, began: SystemTime, complete: bool) -> [u8; HEADER_BYTES] {
     let began = began.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let nanos = u64::try_from(began.as_nanos()).unwrap_or(0);
     let mut header = [0; HEADER_BYTES];
-    header[..8].copy_from_slice(&MAGIC);
+    header[..8].copy_from_slice(if complete { &MAGIC } else { &PARTIAL_MAGIC });
     header[8..24].copy_from_slice(&mount.to_le_bytes());
     header[24..32].copy_from_slice(&nanos.to_le_bytes());
     let sum = XxHash3_64::oneshot(&header[..32]);
@@ -311,7 +325,8 @@ fn read(path: &Path, mount: u128) -> io::Result<Option<(Image, Found)>> {
         start[24], start[25], start[26], start[27], start[28], start[29], start[30], start[31],
     ]);
     let began = SystemTime::UNIX_EPOCH + Duration::from_nanos(nanos);
-    if start != header(mount, began) {
+    let complete = start.starts_with(&MAGIC);
+    if start != header(mount, began, complete) {
         return Ok(None);
     }
     let until = Instant::now() + LOCK_PATIENCE;
@@ -331,7 +346,10 @@ fn read(path: &Path, mount: u128) -> io::Result<Option<(Image, Found)>> {
         tracing::warn!(path = %path.display(), bytes = skipped, "the journal of nodes is damaged: what these bytes said is lost");
     }
     image.prune();
-    Ok(Some((image, Found { file, began, end, locked })))
+    Ok(Some((
+        image,
+        Found { file, began, end, locked, header: start, complete: complete && skipped == 0 },
+    )))
 }
 
 /// Feeds the records of a journal's first `size` bytes to `each`. Returns where the last one ends,

@@ -25,12 +25,21 @@ pub(crate) trait Registrar: Debug + Send + Sync {
     fn register(&self, node: u64, file: BorrowedFd<'_>) -> io::Result<u32>;
 
     /// Ends a registration. Opens that were answered with it go on; the next registration of its
-    /// node gets a new number, which the kernel refuses while such an open is left.
-    fn release(&self, backing: u32);
+    /// node gets a new number, which the kernel refuses while such an open is left. It may wait, at most
+    /// about a second.
+    ///
+    /// Errors: ETIMEDOUT and ENOTCONN when who registers does not answer; the registration may be
+    /// left then. One that is not there is no error.
+    fn release(&self, backing: u32) -> io::Result<()>;
 
     /// Registrations that an earlier worker left on this mount, as (node, number). Each is kept
     /// until it is released.
     fn inherited(&self) -> Vec<(u64, u32)>;
+
+    /// True where an earlier worker has served this mount, so that programs may have files open.
+    fn has_begun(&self) -> bool {
+        false
+    }
 
     /// Why nothing can be registered here, in words for a person; `None` where it is worth trying.
     fn unavailable(&self) -> Option<&str>;
@@ -55,15 +64,16 @@ impl Registrar for Direct {
         self.kept.lock().register(node, self.device.as_fd(), file)
     }
 
-    fn release(&self, backing: u32) {
+    fn release(&self, backing: u32) -> io::Result<()> {
         let mut kept = self.kept.lock();
         if !kept.release(backing) {
-            return;
+            return Ok(());
         }
         // Under the lock, because the kernel may give the number out again at once.
         if let Err(error) = device::close_backing(self.device.as_fd(), backing) {
             tracing::debug!(%error, backing, "a backing file was not released");
         }
+        Ok(())
     }
 
     fn inherited(&self) -> Vec<(u64, u32)> {
@@ -93,7 +103,9 @@ impl Registrar for Unavailable {
         Err(io::Error::from(rustix::io::Errno::PERM))
     }
 
-    fn release(&self, _: u32) {}
+    fn release(&self, _: u32) -> io::Result<()> {
+        Ok(())
+    }
 
     fn inherited(&self) -> Vec<(u64, u32)> {
         Vec::new()

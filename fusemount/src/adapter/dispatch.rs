@@ -71,18 +71,20 @@ impl Adapter {
                         .to_owned(),
                 ),
             ),
-            Some(directory) => match Journal::open(directory, u128::from_le_bytes(mount)) {
-                Ok(journal) => (Some(journal), None),
-                Err(error) => {
-                    let shown = directory.display();
-                    (
-                        None,
-                        Some(format!(
-                            "cannot write a journal in `{shown}` ({error}): what is open now does not survive this process"
-                        )),
-                    )
+            Some(directory) => {
+                match Journal::open(directory, u128::from_le_bytes(mount), registrar.has_begun()) {
+                    Ok(journal) => (Some(journal), None),
+                    Err(error) => {
+                        let shown = directory.display();
+                        (
+                            None,
+                            Some(format!(
+                                "cannot write a journal in `{shown}` ({error}): what is open now does not survive this process"
+                            )),
+                        )
+                    }
                 }
-            },
+            }
         };
         (Self::with(namespace, config, metrics, runtime, registrar, journal), note)
     }

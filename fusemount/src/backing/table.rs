@@ -252,8 +252,14 @@ impl ModeTable {
     /// Takes over a registration that a worker before had made, unless its node is open. Whether
     /// that is known is for the caller to say: where it is not, the node is taken to be open.
     pub(crate) fn inherit(&mut self, node: NodeId, id: u32, opens_known: bool) {
-        match self.entries.get(&node) {
-            Some(entry) if entry.mode == Mode::Passthrough(id) => {}
+        match self.entries.get_mut(&node) {
+            Some(entry) if entry.mode == Mode::Passthrough(id) => {
+                if !opens_known {
+                    // Perhaps more often than is known.
+                    entry.opens += 1;
+                    entry.guessed = true;
+                }
+            }
             Some(_) => self.dropped.push(id),
             None => {
                 self.turns += 1;
@@ -278,6 +284,11 @@ impl ModeTable {
     /// Registrations to release, in this order.
     pub(crate) fn take_dropped(&mut self) -> Vec<u32> {
         std::mem::take(&mut self.dropped)
+    }
+
+    /// Registrations that could not be released yet: they come first again.
+    pub(crate) fn put_back(&mut self, ids: &[u32]) {
+        self.dropped.splice(..0, ids.iter().copied());
     }
 
     /// True when there is something to release.

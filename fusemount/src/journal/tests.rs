@@ -148,7 +148,7 @@ proptest! {
         ),
     ) {
         let mut dir = tempfile::tempdir().unwrap();
-        let (mut journal, past) = Journal::open(dir.path(), 7).unwrap();
+        let (mut journal, past) = Journal::open(dir.path(), 7, false).unwrap();
         prop_assert_eq!(past.image, Image::default());
         let began = past.began;
         let (mut written, mut noted) = (Vec::new(), Vec::new());
@@ -172,7 +172,7 @@ proptest! {
                     written.append(&mut noted);
                     drop(journal);
                     let past;
-                    (journal, past) = Journal::open(dir.path(), 7).unwrap();
+                    (journal, past) = Journal::open(dir.path(), 7, false).unwrap();
                     prop_assert_eq!(known(past.image), known(image_of(&written)));
                     prop_assert_eq!(nanos(past.began), nanos(began));
                 }
@@ -185,7 +185,7 @@ proptest! {
                     std::fs::write(next.path().join(NAME), left).unwrap();
                     std::fs::write(next.path().join("nodes.new.77"), "half a journal").unwrap();
                     let past;
-                    (journal, past) = Journal::open(next.path(), 7).unwrap();
+                    (journal, past) = Journal::open(next.path(), 7, false).unwrap();
                     dir = next;
                     prop_assert_eq!(known(past.image), known(image_of(&written)));
                     prop_assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
@@ -244,17 +244,17 @@ fn file(n: u64) -> [Record; 3] {
 #[test]
 fn a_journal_of_another_mount_is_begun_anew() {
     let dir = tempfile::tempdir().unwrap();
-    let (journal, _) = Journal::open(dir.path(), 1).unwrap();
+    let (journal, _) = Journal::open(dir.path(), 1, false).unwrap();
     journal.note(&file(9));
     drop(journal);
-    let (_, past) = Journal::open(dir.path(), 2).unwrap();
+    let (_, past) = Journal::open(dir.path(), 2, false).unwrap();
     assert_eq!(past.image, Image::default());
-    let (_, past) = Journal::open(dir.path(), 1).unwrap();
+    let (_, past) = Journal::open(dir.path(), 1, false).unwrap();
     assert_eq!(past.image, Image::default(), "the other one has replaced it");
     for left in [&b""[..], b"wdnodes1", &[0; 100], b"wdnodes1 and something that is no journal...."]
     {
         std::fs::write(dir.path().join(NAME), left).unwrap();
-        let (_, past) = Journal::open(dir.path(), 1).unwrap();
+        let (_, past) = Journal::open(dir.path(), 1, false).unwrap();
         assert_eq!(past.image, Image::default());
     }
 }
@@ -263,10 +263,10 @@ fn a_journal_of_another_mount_is_begun_anew() {
 #[test]
 fn a_worker_that_does_not_end_is_left_behind() {
     let dir = tempfile::tempdir().unwrap();
-    let (old, _) = Journal::open(dir.path(), 1).unwrap();
+    let (old, _) = Journal::open(dir.path(), 1, false).unwrap();
     old.note(&file(9));
     old.flush();
-    let (new, past) = Journal::open(dir.path(), 1).unwrap();
+    let (new, past) = Journal::open(dir.path(), 1, false).unwrap();
     assert_eq!(past.image, image_of(&file(9)));
     old.note(&file(10));
     old.flush();
@@ -275,7 +275,7 @@ fn a_worker_that_does_not_end_is_left_behind() {
     new.note(&file(11));
     drop(new);
     drop(old);
-    let (_, past) = Journal::open(dir.path(), 1).unwrap();
+    let (_, past) = Journal::open(dir.path(), 1, false).unwrap();
     let said: Vec<Record> = file(9).into_iter().chain(file(11)).collect();
     assert_eq!(past.image, image_of(&said));
 }
@@ -283,7 +283,7 @@ fn a_worker_that_does_not_end_is_left_behind() {
 #[test]
 fn a_journal_is_shortened_while_it_is_written() {
     let dir = tempfile::tempdir().unwrap();
-    let (journal, _) = Journal::open(dir.path(), 1).unwrap();
+    let (journal, _) = Journal::open(dir.path(), 1, false).unwrap();
     let journal = Arc::new(journal);
     let end = AtomicBool::new(false);
     let rounds = std::thread::scope(|scope| {
@@ -317,7 +317,7 @@ fn a_journal_is_shortened_while_it_is_written() {
     let path = dir.path().join(NAME);
     assert_eq!(std::fs::metadata(&path).unwrap().len(), journal.writer.lock().size);
     drop(journal);
-    let (_, past) = Journal::open(dir.path(), 1).unwrap();
+    let (_, past) = Journal::open(dir.path(), 1, false).unwrap();
     let said: Vec<Record> = (100..103).flat_map(file).collect();
     assert_eq!(past.image, image_of(&said));
 }
@@ -325,7 +325,7 @@ fn a_journal_is_shortened_while_it_is_written() {
 #[test]
 fn a_journal_of_nothing_stays_small() {
     let dir = tempfile::tempdir().unwrap();
-    let (journal, _) = Journal::open(dir.path(), 1).unwrap();
+    let (journal, _) = Journal::open(dir.path(), 1, false).unwrap();
     let path = dir.path().join(NAME);
     for round in 0..20 {
         for n in 0..2000 {
@@ -350,7 +350,7 @@ fn a_full_disk_delays_the_journal_and_stops_nothing() {
         return;
     }
     let fill = dir.path().join("fill");
-    let (journal, _) = Journal::open(dir.path(), 1).unwrap();
+    let (journal, _) = Journal::open(dir.path(), 1, false).unwrap();
     journal.note(&file(100));
     journal.flush();
     let room = std::fs::write(&fill, vec![1; 1 << 20]);
@@ -368,7 +368,7 @@ fn a_full_disk_delays_the_journal_and_stops_nothing() {
     journal.maintain();
     assert!(journal.writer.lock().pending.is_empty());
     drop(journal);
-    let (journal, past) = Journal::open(dir.path(), 1).unwrap();
+    let (journal, past) = Journal::open(dir.path(), 1, false).unwrap();
     let said: Vec<Record> = file(100).into_iter().chain(many).collect();
     assert_eq!(past.image, image_of(&said));
 
@@ -389,7 +389,7 @@ fn a_full_disk_delays_the_journal_and_stops_nothing() {
 fn what_a_lookup_costs() {
     const LOOKUPS: u32 = 200_000;
     let dir = tempfile::tempdir().unwrap();
-    let (journal, _) = Journal::open(dir.path(), 1).unwrap();
+    let (journal, _) = Journal::open(dir.path(), 1, false).unwrap();
     for (what, known) in [("new nodes", false), ("known nodes", true)] {
         let began = Instant::now();
         for n in 0..LOOKUPS {
@@ -404,6 +404,63 @@ fn what_a_lookup_costs() {
     println!("shortened {LOOKUPS} nodes in {:?}", began.elapsed());
     drop(journal);
     let began = Instant::now();
-    let (_, past) = Journal::open(dir.path(), 1).unwrap();
+    let (_, past) = Journal::open(dir.path(), 1, false).unwrap();
     println!("read {} nodes in {:?}", past.image.nodes.len(), began.elapsed());
+}
+
+/// A journal that lacks something says so to every worker of its mount, and that of a new one lacks
+/// nothing.
+#[test]
+fn what_is_missing_is_known_to_be_missing() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join(NAME);
+    let complete = |begun| Journal::open(dir.path(), 1, begun).unwrap().1.complete;
+    assert!(complete(false));
+    assert!(complete(true));
+
+    std::fs::remove_file(&path).unwrap();
+    let (journal, past) = Journal::open(dir.path(), 1, true).unwrap();
+    assert!(!past.complete);
+    journal.note(&file(9));
+    journal.flush();
+    journal.writer.lock().shorten_at = 0;
+    journal.maintain();
+    drop(journal);
+    let (journal, past) = Journal::open(dir.path(), 1, true).unwrap();
+    assert_eq!((past.complete, past.image), (false, image_of(&file(9))));
+    drop(journal);
+
+    // Another mount begins with all that there is.
+    let (journal, past) = Journal::open(dir.path(), 2, false).unwrap();
+    assert!(past.complete);
+    for n in [9, 10, 11] {
+        journal.note(&file(n));
+    }
+    drop(journal);
+    let mut bytes = std::fs::read(&path).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&path, bytes).unwrap();
+    for _ in 0..2 {
+        let (journal, past) = Journal::open(dir.path(), 2, true).unwrap();
+        assert!(!past.complete);
+        journal.writer.lock().shorten_at = 0;
+        journal.maintain();
+    }
+}
+
+#[test]
+fn a_journal_that_was_given_up_is_missed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (journal, _) = Journal::open(dir.path(), 1, false).unwrap();
+    journal.note(&file(9));
+    journal.flush();
+    {
+        let mut writer = journal.writer.lock();
+        writer.pending = vec![0; MAX_PENDING_BYTES + 1];
+        writer.bound();
+    }
+    drop(journal);
+    let (_, past) = Journal::open(dir.path(), 1, true).unwrap();
+    assert_eq!((past.complete, past.image), (false, Image::default()));
 }

@@ -39,6 +39,8 @@ pub(super) struct Offer {
     pub(super) init: Vec<u8>,
     /// One descriptor for each event loop.
     pub(super) devices: Vec<OwnedFd>,
+    /// An earlier worker has served it.
+    begun: bool,
 }
 
 /// The worker that a holder lets serve its mount.
@@ -47,6 +49,7 @@ pub(super) struct Joined {
     link: Arc<Link>,
     loops: Arc<OnceLock<Arc<Loops>>>,
     mount_id: [u8; 16],
+    begun: bool,
 }
 
 impl Joined {
@@ -71,9 +74,9 @@ impl Joined {
             };
             MountError::Refused(what)
         })?;
-        let joined = |mount_id| Self { link: Arc::clone(&link), loops, mount_id };
+        let joined = |mount_id, begun| Self { link: Arc::clone(&link), loops, mount_id, begun };
         offer(&link, take_over)
-            .map(|(mount_id, offer)| (joined(mount_id), offer))
+            .map(|(mount_id, offer)| (joined(mount_id, offer.begun), offer))
             .inspect_err(|_| link.close())
     }
 
@@ -88,7 +91,7 @@ impl Joined {
 
     /// Registers files by the holder.
     pub(super) fn registrar(&self) -> Arc<dyn Registrar> {
-        Arc::new(ByHolder { link: Arc::clone(&self.link) })
+        Arc::new(ByHolder { link: Arc::clone(&self.link), begun: self.begun })
     }
 
     /// Tells the holder what was answered to INIT, and returns when requests may be read; with what
@@ -133,7 +136,7 @@ fn offer(link: &Link, take_over: bool) -> Result<([u8; 16], Offer), MountError> 
     })?;
     let (id, init) =
         attached.body.split_first_chunk().ok_or_else(|| failed(Errno::PROTO.into()))?;
-    Ok((*id, Offer { target, init: init.to_vec(), devices }))
+    Ok((*id, Offer { target, init: init.to_vec(), devices, begun: attached.flag }))
 }
 
 /// Has the holder unmount.
@@ -186,6 +189,7 @@ fn os_error(refused: &Message) -> io::Error {
 #[derive(Debug)]
 struct ByHolder {
     link: Arc<Link>,
+    begun: bool,
 }
 
 impl ByHolder {
@@ -206,11 +210,9 @@ impl Registrar for ByHolder {
         self.ask(&register, &[file], Kind::Registered).map(|registered| registered.small)
     }
 
-    fn release(&self, backing: u32) {
+    fn release(&self, backing: u32) -> io::Result<()> {
         let release = Message { small: backing, ..Message::of(Kind::Release) };
-        if let Err(error) = self.ask(&release, &[], Kind::Done) {
-            tracing::debug!(%error, backing, "a backing file was not released");
-        }
+        self.ask(&release, &[], Kind::Done).map(drop)
     }
 
     fn inherited(&self) -> Vec<(u64, u32)> {
@@ -234,6 +236,10 @@ impl Registrar for ByHolder {
                 _ => return all,
             }
         }
+    }
+
+    fn has_begun(&self) -> bool {
+        self.begun
     }
 
     fn unavailable(&self) -> Option<&str> {

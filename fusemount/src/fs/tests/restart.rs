@@ -1,6 +1,7 @@
 //! Workers that die at any moment, and a kernel that goes on with the next one.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
@@ -14,10 +15,20 @@ use crate::registrar::Registrar;
 #[derive(Debug, Default)]
 struct Holder {
     registered: Mutex<(u32, HashMap<u64, u32>)>,
+    /// A worker has served.
+    begun: AtomicBool,
+    /// It does not answer.
+    stalled: AtomicBool,
+    /// How often it was asked.
+    calls: AtomicU32,
 }
 
 impl Registrar for Holder {
     fn register(&self, node: u64, _: std::os::fd::BorrowedFd<'_>) -> std::io::Result<u32> {
+        self.calls.fetch_add(1, Ordering::Relaxed);
+        if self.stalled.load(Ordering::Relaxed) {
+            return Err(Errno::TIMEDOUT.into());
+        }
         let mut registered = self.registered.lock();
         if let Some(id) = registered.1.get(&node) {
             return Ok(*id);
@@ -28,12 +39,21 @@ impl Registrar for Holder {
         Ok(id)
     }
 
-    fn release(&self, backing: u32) {
+    fn release(&self, backing: u32) -> std::io::Result<()> {
+        self.calls.fetch_add(1, Ordering::Relaxed);
+        if self.stalled.load(Ordering::Relaxed) {
+            return Err(Errno::TIMEDOUT.into());
+        }
         self.registered.lock().1.retain(|_, id| *id != backing);
+        Ok(())
     }
 
     fn inherited(&self) -> Vec<(u64, u32)> {
         self.registered.lock().1.iter().map(|(node, id)| (*node, *id)).collect()
+    }
+
+    fn has_begun(&self) -> bool {
+        self.begun.load(Ordering::Relaxed)
     }
 
     fn unavailable(&self) -> Option<&str> {
@@ -247,10 +267,12 @@ impl World {
 
 fn worker(namespace: &Arc<Namespace>, holder: &Arc<Holder>, dir: &std::path::Path) -> FileSystem {
     let metrics = Metrics::register(&prometheus::Registry::new()).unwrap();
-    let journal = Journal::open(dir, 1).unwrap();
+    let journal = Journal::open(dir, 1, holder.has_begun()).unwrap();
+    let begun = holder;
     let (namespace, holder) = (Arc::clone(namespace), Arc::clone(holder));
     let fs = FileSystem::new(namespace, holder, Some(journal), metrics, options());
     fs.backing().negotiated(true);
+    begun.begun.store(true, Ordering::Relaxed);
     fs
 }
 
@@ -431,6 +453,70 @@ async fn what_a_holder_has_registered_is_used_without_a_journal() {
     world.open(file, Death::Never).await;
     assert_eq!(world.kernel[&file].opens.len(), 2);
     world.fs.forget([(file, 1)]);
+    world.fs.backing().sweep();
+    assert!(world.holder.registered.lock().1.is_empty());
+}
+
+/// A worker that lost the journal does not know which nodes are open in which mode: one that is
+/// registered counts as open, and the others are opened as cached, which joins what is open so.
+#[tokio::test]
+async fn without_its_journal_a_worker_mixes_no_modes() {
+    let mut world = World::new();
+    let data = world.lookup(NodeId::ROOT, "data", Death::Never).await.unwrap();
+    let mut files = Vec::new();
+    for name in ["a", "b"] {
+        world.store.insert(name, "x");
+        files.push(world.lookup(data, name, Death::Never).await.unwrap());
+    }
+    world.copies.0.lock().insert("a".into(), Arc::default());
+    for file in &files {
+        world.open(*file, Death::Never).await;
+    }
+    world.copies.0.lock().insert("b".into(), Arc::default());
+    // The next worker finds the journal that this one has begun.
+    for _ in 0..2 {
+        std::fs::remove_file(world.dir.path().join("nodes.journal")).unwrap_or_default();
+        for _ in 0..2 {
+            world.kill();
+            assert_eq!(world.lookup(NodeId::ROOT, "data", Death::Never).await, Some(data));
+            for (file, name) in files.iter().zip(["a", "b"]) {
+                assert_eq!(world.lookup(data, name, Death::Never).await, Some(*file));
+                world.fs.backing().sweep();
+                world.open(*file, Death::Never).await;
+                world.release(*file, Death::Never).await;
+                world.open(*file, Death::Never).await;
+            }
+        }
+    }
+    assert!(matches!(world.kernel[&files[0]].opens[..], [Mode::Passthrough(_), ..]));
+    assert!(world.kernel[&files[1]].opens.iter().all(|mode| *mode == Mode::Cached));
+}
+
+/// Who waits for a holder that does not answer waits once, not once for each registration.
+#[tokio::test(start_paused = true)]
+async fn a_stalled_holder_is_asked_once_in_a_while() {
+    let mut world = World::new();
+    let data = world.lookup(NodeId::ROOT, "data", Death::Never).await.unwrap();
+    let names = ["a", "b", "c", "d"];
+    for name in names {
+        world.store.insert(name, "x");
+        world.copies.0.lock().insert(name.into(), Arc::default());
+        let file = world.lookup(data, name, Death::Never).await.unwrap();
+        world.open(file, Death::Never).await;
+        world.release(file, Death::Never).await;
+    }
+    assert_eq!(world.holder.registered.lock().1.len(), names.len());
+    for name in names {
+        world.copies.0.lock()[name].evict();
+    }
+    world.holder.stalled.store(true, Ordering::Relaxed);
+    let before = world.holder.calls.load(Ordering::Relaxed);
+    for _ in 0..3 {
+        world.fs.backing().sweep();
+    }
+    assert_eq!(world.holder.calls.load(Ordering::Relaxed), before + 1);
+    world.holder.stalled.store(false, Ordering::Relaxed);
+    tokio::time::advance(Duration::from_secs(6)).await;
     world.fs.backing().sweep();
     assert!(world.holder.registered.lock().1.is_empty());
 }
