@@ -57,6 +57,10 @@ const MAX_PARTS: usize = 4096;
 /// Threads that write parts at once: what keeps an NVMe busy.
 const WRITERS: usize = 4;
 
+/// Blocks that are read at once: more than the fetcher asks for while the disk answers. A disk that hangs
+/// keeps no more threads than these; whoever comes then goes past it.
+const READS: usize = 32;
+
 /// A block within so many bytes of an object's start begins its part: what one reader has in flight when
 /// it begins to read. Reads at random fetch no whole blocks.
 const START_BYTES: u64 = 32 << 20;
@@ -184,6 +188,7 @@ pub(crate) struct FileTier {
     queue: Arc<Semaphore>,
     queue_units: u32,
     writers: Semaphore,
+    reads: Arc<Semaphore>,
     checkers: Checkers,
     busy: Arc<Busy>,
     /// Until when nothing is written, and why.
@@ -385,9 +390,12 @@ impl FileTier {
                 }
             }
         };
+        let turn = Arc::clone(&self.reads).try_acquire_owned().ok()?;
         let offset = u64::from(key.index) * self.terms.block_bytes;
         let (seal, metrics) = (key.seal(), self.metrics.clone());
         let read = tokio::task::spawn_blocking(move || {
+            // Held until the disk has answered, whoever still waits for it.
+            let _turn = turn;
             metrics.file_opens.inc();
             let mut data = vec![0; len];
             File::open(path)?.read_exact_at(&mut data, offset)?;

@@ -23,7 +23,7 @@ use super::journal::{JOURNAL, Journal, Record, replay};
 use super::part::Part;
 use super::room::{self, Budget};
 use super::{
-    FileTier, Ledger, ROOM_UNIT_BYTES, Terms, WRITERS, kernel, parse_name, suspicion, writer,
+    FileTier, Ledger, READS, ROOM_UNIT_BYTES, Terms, WRITERS, kernel, parse_name, suspicion, writer,
 };
 use crate::admission::{Admission, Item, SetId};
 use crate::blocks::Directory;
@@ -278,6 +278,7 @@ impl FileTier {
             queue: Arc::new(Semaphore::new(queue_units as usize)),
             queue_units,
             writers: Semaphore::new(WRITERS),
+            reads: Arc::new(Semaphore::new(READS)),
             checkers: Checkers::start(),
             busy: Arc::default(),
             paused: Mutex::default(),
