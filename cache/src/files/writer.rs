@@ -428,6 +428,8 @@ impl FileTier {
         if let Err(error) = synced {
             drop(journal);
             ledger.young.extend(young);
+            // Tried again next time, though nothing more is published.
+            self.is_unsynced();
             tracing::debug!(%error, "the cache's files could not be written back");
             return;
         }
