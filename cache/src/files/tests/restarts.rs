@@ -271,15 +271,19 @@ async fn a_replacement_in_the_middle_of_a_publication_is_remembered() {
     let replacing = tokio::task::spawn_blocking(move || {
         let journal = files.journal.lock();
         locked.send(()).unwrap();
+        let began = std::time::Instant::now();
+        let in_time = || assert!(began.elapsed() < Duration::from_secs(30), "it is not published");
         let mut ledger = files.ledger.lock();
         while ledger.promised.get(&id) != Some(&0) {
             drop(ledger);
+            in_time();
             std::thread::sleep(pause);
             ledger = files.ledger.lock();
         }
         // Only the publication is left; it gets as far as the rename.
         drop(journal);
         while published(&root).is_empty() {
+            in_time();
             std::thread::sleep(pause);
         }
         ledger.index.unconfirm(1, "k");
