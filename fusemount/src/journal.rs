@@ -115,11 +115,11 @@ impl Default for Past {
 
 impl Journal {
     /// Opens the journal of a mount in a directory, which is made if need be. That of another mount
-    /// is replaced. It may wait a moment for the worker before to end. `begun` where there was one
+    /// is replaced. It may wait a moment for the worker before to end. `served` where there was one
     /// that the kernel has asked, so that a journal is missed if there is none.
     ///
     /// Errors are those of the file system: a mount can do without a journal.
-    pub(crate) fn open(directory: &Path, mount: u128, begun: bool) -> io::Result<(Self, Past)> {
+    pub(crate) fn open(directory: &Path, mount: u128, served: bool) -> io::Result<(Self, Past)> {
         std::fs::create_dir_all(directory)?;
         remove_leftovers(directory);
         let path = directory.join(NAME);
@@ -130,7 +130,7 @@ impl Journal {
             Err(error) => return Err(error),
         };
         let began = found.as_ref().map_or_else(SystemTime::now, |found| found.began);
-        let complete = !begun || found.as_ref().is_some_and(|found| found.complete);
+        let complete = !served || found.as_ref().is_some_and(|found| found.complete);
         let header = header(mount, began, complete);
         // A file that lacks something and does not say so is replaced by one that does.
         let says_so = |found: &Found| complete || found.header == header;
