@@ -89,26 +89,34 @@ pub(crate) fn supervise(most: u16) -> Result<(), Stop> {
     let inbox = Inbox::open().map_err(|e| failed("signals", e))?;
     let mut crashes = Crashes::new(most);
     let (mut state, mut kept) = (State::default(), Kept::default());
+    let mut ended = Ended::Code(0);
     for restarts in 0_u32.. {
-        let worker = Worker::spawn(restarts, kept).map_err(|e| failed("the worker", e))?;
         state.worker_ready = false;
-        let ended = watch(&worker, &inbox, &mut state);
-        if state.stopping || !ended.is_crash(state.ever_ready) {
-            return end(ended);
-        }
-        let pid = worker.pid.as_raw_nonzero();
-        kept = worker.into_kept();
+        let what = match Worker::spawn(restarts, &mut kept) {
+            Ok(worker) => {
+                ended = watch(&worker, &inbox, &mut state);
+                if state.stopping || !ended.is_crash(state.ever_ready) {
+                    return end(ended);
+                }
+                let pid = worker.pid.as_raw_nonzero();
+                kept = worker.into_kept();
+                format!("the worker (pid {pid}) {ended}")
+            }
+            // It did start here before, so the machine is short of something, for a moment perhaps.
+            Err(error) if restarts > 0 => format!("the worker cannot be started ({error})"),
+            Err(error) => return Err(failed("the worker", error)),
+        };
         let again = match crashes.add(Instant::now(), state.worker_ready) {
             Verdict::Again(again) => again,
             Verdict::GiveUp(count) => {
                 return Err(Stop::Failed(format!(
-                    "the worker (pid {pid}) {ended}, its crash number {count} within a minute: \
+                    "{what}, its crash number {count} within a minute: \
                      giving up; see its log above, and start again when the cause is gone"
                 )));
             }
         };
         let when = if again.is_zero() { "at once".to_owned() } else { format!("in {again:?}") };
-        eprintln!("warpdrive: the worker (pid {pid}) {ended}; it is started again {when}");
+        eprintln!("warpdrive: {what}; it is started again {when}");
         if pause(again, &inbox) {
             return end(ended);
         }
@@ -137,20 +145,23 @@ struct State {
 /// Passes on signals and notifications until the worker has ended.
 fn watch(worker: &Worker, inbox: &Inbox, state: &mut State) -> Ended {
     loop {
+        let mut ended = None;
+        // To the end also when the worker has ended: who asks to stop then asks nobody else.
         for seen in inbox.wait(Some(worker), None) {
             match seen {
-                Seen::Child => {
-                    if let Some(ended) = reap(worker.pid) {
-                        return ended;
-                    }
-                }
+                Seen::Child => ended = ended.or(reap(worker.pid)),
                 Seen::Signal(signal) => {
                     state.stopping |= stops(signal);
-                    // It may have ended this moment; that is seen next.
-                    let _ = rustix::process::kill_process(worker.pid, signal);
+                    if ended.is_none() {
+                        // It may have ended this moment; that is seen next.
+                        let _ = rustix::process::kill_process(worker.pid, signal);
+                    }
                 }
                 Seen::Told(line) => pass_on(&line, state),
             }
+        }
+        if let Some(ended) = ended {
+            return ended;
         }
     }
 }

@@ -122,15 +122,17 @@ pub(super) struct Worker {
 }
 
 impl Worker {
-    /// Starts this program again with the same arguments, as a worker that inherits `kept`.
-    pub(super) fn spawn(restarts: u32, kept: Kept) -> io::Result<Self> {
+    /// Starts this program again with the same arguments, as a worker that inherits `kept`, and has
+    /// it from then on. On failure it is left with the caller.
+    pub(super) fn spawn(restarts: u32, kept: &mut Kept) -> io::Result<Self> {
         // By its path, so that lists of processes show the name and a program that was replaced is
         // used; else by what runs now, which is there also when the file is not.
         let path = std::env::current_exe().unwrap_or_else(|_| PathBuf::from("/proc/self/exe"));
-        let started = Self::start(&path, restarts, &kept)
-            .or_else(|_| Self::start(Path::new("/proc/self/exe"), restarts, &kept));
+        let started = Self::start(&path, restarts, kept)
+            .or_else(|_| Self::start(Path::new("/proc/self/exe"), restarts, kept));
         let (pid, pipe) = started?;
-        Ok(Self { pid, pipe, closed: Cell::new(false), kept: RefCell::new(kept) })
+        let kept = RefCell::new(std::mem::take(kept));
+        Ok(Self { pid, pipe, closed: Cell::new(false), kept })
     }
 
     fn start(program: &Path, restarts: u32, kept: &Kept) -> io::Result<(Pid, OwnedFd)> {
