@@ -230,6 +230,7 @@ fn fallback(reason: &str) -> String {
             "cache.path is on a stacked file system: use ext4 or xfs, an emptyDir or a hostPath"
         }
         "register_failed" => "registering failed: tried again, see the log",
+        "opens_unknown" => "the journal of what is open was lost: it is so until the next mount",
         "in_use_cached" => "open the slower way elsewhere: switches when that is closed",
         "turned_off" => "turned off (fuse.passthrough: off)",
         other => return other.replace('_', " "),
