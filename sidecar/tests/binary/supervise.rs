@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, prlimit};
 use testkit::Process;
 
 use crate::support::{Home, Running, get, output};
@@ -71,6 +71,23 @@ fn a_worker_that_is_killed_is_started_again() {
     assert!(kib < 8 << 10, "the supervisor has {kib} KiB of its own");
     assert_eq!(end(&sidecar, Signal::TERM), Some(0), "{}", sidecar.log());
     assert!(get(home.admin, "/livez").is_none());
+}
+
+/// A start that fails for want of something ends nothing, and loses no listening socket.
+#[test]
+fn a_worker_that_cannot_be_started_for_a_moment_is_started_later() {
+    let home = Home::new();
+    let sidecar = home.run(&["--no-mount", "--supervise"]);
+    let pid = worker(&home).unwrap();
+    let supervisor = Pid::from_raw(sidecar.process.pid().cast_signed());
+    let none = Rlimit { current: Some(3), ..getrlimit(Resource::Nofile) };
+    let before = prlimit(supervisor, Resource::Nofile, none).unwrap();
+    kill(pid, Signal::KILL);
+    sidecar.wait_for("the worker cannot be started");
+    prlimit(supervisor, Resource::Nofile, before).unwrap();
+    until("no other worker", || worker(&home).filter(|now| *now != pid));
+    assert_eq!(get(home.s3, "/data/hello.txt").unwrap().text(), "hello, world\n");
+    assert_eq!(end(&sidecar, Signal::TERM), Some(0), "{}", sidecar.log());
 }
 
 #[test]
