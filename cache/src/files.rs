@@ -171,6 +171,7 @@ struct Terms {
     min_free_bytes: u64,
     min_object_bytes: u64,
     sequential_bytes: u64,
+    direct_writes: bool,
     scrub_bytes_per_second: u64,
     /// Where the block tier lies, for what it occupies.
     blocks: PathBuf,

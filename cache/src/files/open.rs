@@ -253,6 +253,7 @@ impl FileTier {
             }
             _ => Journal::rewrite(root, terms.block_bytes, boot, index.records())?,
         };
+        let direct = AtomicBool::new(terms.direct_writes && directory.takes_direct_io());
         let (file_system, stacked) = kernel::file_system(root);
         // A queue must not outgrow the tier, nor be too short for two blocks.
         let queue = QUEUE_BYTES.min(terms.capacity_bytes / 32).max(2 * terms.block_bytes);
@@ -294,7 +295,7 @@ impl FileTier {
             written_before: AtomicU64::new(0),
             file_system,
             stacked,
-            direct: AtomicBool::new(directory.takes_direct_io()),
+            direct,
             metrics,
             _directory: directory,
         };
@@ -361,6 +362,7 @@ impl Terms {
             min_free_bytes: disk.min_free_bytes,
             min_object_bytes: disk.files.min_object_bytes,
             sequential_bytes: disk.files.sequential_bytes,
+            direct_writes: disk.files.direct_writes,
             scrub_bytes_per_second: disk.files.scrub_bytes_per_second,
             blocks: disk.path.join("blocks"),
         }

@@ -363,6 +363,7 @@ mod tests {
             min_free_bytes: 100,
             min_object_bytes: 1,
             sequential_bytes: 1,
+            direct_writes: false,
             scrub_bytes_per_second: 0,
             blocks: PathBuf::new(),
         };

@@ -1,8 +1,9 @@
 //! Writing parts and publishing them.
 //!
 //! Invariant: one thread writes a part at a time, in order, blocks that lie side by side in one call.
-//! Whole blocks of large objects go past the page cache: while an object is fetched, readers have it
-//! from memory, and filling fresh pages costs several times the processor time of all else that a fetch
+//! Hot reads are as fast as the page cache's folios are large, and those are as large as the writes;
+//! where it is asked for, whole blocks of large objects go past the page cache, because filling fresh
+//! pages can cost several times the processor time of all else that a fetch
 //! does. Small objects go through it, and are hot at once. A part becomes a file by one rename, after its length, its checksums and, where the tag is one, its
 //! MD5 were found right.
 

@@ -290,7 +290,8 @@ fn rclone_settings_without_effect_are_said() {
 fn tiers_and_retention_are_read() {
     let settings = with(
         "cache: {path: /c, max_size: 10GiB, min_free: 3GiB, block_share: 0.5, retention: keep, \
-         files: {enabled: false, min_size: 1MiB, sequential_after: 0, scrub_rate: 0}}",
+         files: {enabled: false, min_size: 1MiB, sequential_after: 0, direct_writes: true, \
+         scrub_rate: 0}}",
     )
     .unwrap();
     let cache = settings.cache;
@@ -300,6 +301,7 @@ fn tiers_and_retention_are_read() {
         enabled: false,
         min_object_bytes: 1 << 20,
         sequential_bytes: 0,
+        direct_writes: true,
         scrub_bytes_per_second: 0,
     };
     assert_eq!(cache.files, files);

@@ -72,6 +72,7 @@ typed!(TypedFiles at "cache.files" {
     enabled: bool,
     min_size: ByteSize,
     sequential_after: ByteSize,
+    direct_writes: bool,
     scrub_rate: ByteSize,
 });
 

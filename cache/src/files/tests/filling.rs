@@ -172,7 +172,9 @@ async fn a_large_object_passes_by_the_page_cache_and_a_small_one_does_not() {
     let parts = [(1, part.etag)];
     memory.complete_upload(&key("large"), &upload, &parts, Condition::None).await.unwrap();
     memory.insert("small", small.clone());
-    let rig = rig(&on(dir.path(), 32 * MIB, 256 * MIB), &memory).await;
+    let mut config = on(dir.path(), 32 * MIB, 256 * MIB);
+    config.disk.as_mut().unwrap().files.direct_writes = true;
+    let rig = rig(&config, &memory).await;
     for (name, bytes) in [("large", &large), ("small", &small)] {
         assert!(rig.full(name).await == *bytes);
         let copy = rig.copy_soon(name).await;

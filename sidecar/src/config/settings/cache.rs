@@ -207,6 +207,7 @@ fn files(typed: &TypedFiles) -> FilesConfig {
         enabled: typed.enabled.unwrap_or(default.enabled),
         min_object_bytes: bytes(typed.min_size, default.min_object_bytes),
         sequential_bytes: bytes(typed.sequential_after, default.sequential_bytes),
+        direct_writes: typed.direct_writes.unwrap_or(default.direct_writes),
         scrub_bytes_per_second: bytes(typed.scrub_rate, default.scrub_bytes_per_second),
     }
 }
