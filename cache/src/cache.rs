@@ -244,10 +244,11 @@ impl Cache {
             (largest.bytes, largest.capacity_bytes)
         };
         if let (Some(files), Some(configured)) = (&self.shared.files, &self.shared.config.disk) {
-            let files = files.stats();
-            metrics.tier_size.with_label_values(&["files"]).set(files.bytes.cast_signed());
-            metrics.tier_up.with_label_values(&["files"]).set(i64::from(files.state.up));
-            bytes += files.bytes;
+            files.update_gauges();
+            let held = files.bytes();
+            metrics.tier_size.with_label_values(&["files"]).set(held.cast_signed());
+            metrics.tier_up.with_label_values(&["files"]).set(i64::from(files.state().up));
+            bytes += held;
             capacity_bytes = configured.capacity_bytes;
         }
         metrics.size.set(bytes.cast_signed());

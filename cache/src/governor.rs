@@ -57,11 +57,6 @@ impl Governor {
         Arc::new(Self { total: total_bytes.max(1), state: Mutex::default() })
     }
 
-    /// The bound.
-    pub fn total_bytes(&self) -> u64 {
-        self.total
-    }
-
     /// Bytes that are leased now.
     pub fn leased_bytes(&self) -> u64 {
         self.state.lock().leased
@@ -149,9 +144,7 @@ impl Governor {
 impl Lease {
     /// Gives back a part of it.
     pub(crate) fn shrink(&mut self, bytes: u64) {
-        let bytes = bytes.min(self.bytes);
-        self.bytes -= bytes;
-        self.give_back(bytes);
+        drop(self.split(bytes));
     }
 
     /// A lease of its own for a part of it.
@@ -160,18 +153,14 @@ impl Lease {
         self.bytes -= bytes;
         Self { governor: Arc::clone(&self.governor), bytes }
     }
-
-    fn give_back(&self, bytes: u64) {
-        if bytes > 0 {
-            self.governor.state.lock().leased -= bytes;
-            self.governor.grant();
-        }
-    }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        self.give_back(self.bytes);
+        if self.bytes > 0 {
+            self.governor.state.lock().leased -= self.bytes;
+            self.governor.grant();
+        }
     }
 }
 
