@@ -21,6 +21,8 @@ pub mod simulate;
 mod span;
 mod stats;
 mod stored;
+#[cfg(test)]
+mod testing;
 mod tiers;
 mod version;
 

@@ -1,27 +1,8 @@
 //! What can be wrong with a cache directory, and that no reader notices.
 
 use super::*;
+use crate::testing::Mounted;
 use std::os::unix::fs::FileExt;
-
-/// A mount that ends with the test.
-struct Mounted(PathBuf);
-
-impl Mounted {
-    /// `None` where this process may not mount (tests run as root in CI).
-    fn new(args: &[&str], at: &Path) -> Option<Self> {
-        let done = std::process::Command::new("mount").args(args).arg(at).output().ok()?;
-        if !done.status.success() {
-            println!("cannot mount here: {}", String::from_utf8_lossy(&done.stderr));
-        }
-        done.status.success().then(|| Self(at.to_owned()))
-    }
-}
-
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        _ = std::process::Command::new("umount").arg("-l").arg(&self.0).status();
-    }
-}
 
 /// Readers get right bytes through this configuration, cold and again; returns the cache's state.
 async fn serves(config: &CacheConfig) -> (Option<crate::TierState>, crate::Stats) {

@@ -1,6 +1,7 @@
 //! The budget, as `du` counts it, and disks that are fuller than they should be.
 
 use super::*;
+use crate::testing::Mounted;
 
 fn megabyte(n: u32) -> (Arc<Version>, Bytes) {
     (version(&format!("k{n}"), "v1", MIB), content(u64::from(n), MIB))
@@ -166,24 +167,4 @@ async fn parts_that_nobody_goes_on_with_do_not_keep_others_out() {
     tiers.files().tick(1);
     assert_eq!(tiers.files().stats().parts, MAX_PARTS as u64 / 2);
     assert!(matches!(route(MAX_PARTS), Route::Part(_)));
-}
-
-/// A mount that ends with the test.
-struct Mounted(PathBuf);
-
-impl Mounted {
-    /// `None` where this process may not mount (tests run as root in CI).
-    fn new(args: &[&str], at: &Path) -> Option<Self> {
-        let done = std::process::Command::new("mount").args(args).arg(at).output().ok()?;
-        if !done.status.success() {
-            println!("cannot mount here: {}", String::from_utf8_lossy(&done.stderr));
-        }
-        done.status.success().then(|| Self(at.to_owned()))
-    }
-}
-
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        _ = std::process::Command::new("umount").arg("-l").arg(&self.0).status();
-    }
 }
