@@ -4,16 +4,13 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use testkit::Process;
 
-use crate::support::{Home, bytes, can_mount, get, is_mounted, output, program};
-
-/// A debug build on a busy machine.
-const SOON: Duration = Duration::from_mins(1);
+use crate::support::{Home, SOON, bytes, can_mount, get, is_mounted, output, program, until};
 
 /// True where this test can have a holder.
 fn can_hold(test: &str) -> bool {
@@ -25,17 +22,6 @@ fn can_hold(test: &str) -> bool {
         return false;
     }
     true
-}
-
-fn until<T>(what: &str, mut found: impl FnMut() -> Option<T>) -> T {
-    let end = Instant::now() + SOON;
-    loop {
-        if let Some(found) = found() {
-            return found;
-        }
-        assert!(Instant::now() < end, "{what}");
-        std::thread::sleep(Duration::from_millis(10));
-    }
 }
 
 fn status(home: &Home) -> Option<Value> {

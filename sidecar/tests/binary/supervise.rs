@@ -2,26 +2,12 @@
 
 use std::path::Path;
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, prlimit};
 use testkit::Process;
 
-use crate::support::{Home, Running, get, output};
-
-/// What a debug build on a busy machine needs for a few starts.
-const SOON: Duration = Duration::from_mins(1);
-
-fn until<T>(what: &str, mut found: impl FnMut() -> Option<T>) -> T {
-    let end = Instant::now() + SOON;
-    loop {
-        if let Some(found) = found() {
-            return found;
-        }
-        assert!(Instant::now() < end, "{what}");
-        std::thread::sleep(Duration::from_millis(10));
-    }
-}
+use crate::support::{Home, Running, SOON, get, output, until};
 
 /// The worker of a sidecar that is ready.
 fn worker(home: &Home) -> Option<i32> {

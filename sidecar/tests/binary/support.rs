@@ -14,6 +14,21 @@ use testkit::Process;
 /// A debug build on a busy machine of two cores.
 const READY_WITHIN: Duration = Duration::from_mins(1);
 
+/// What a debug build on a busy machine needs for a few starts.
+pub(crate) const SOON: Duration = Duration::from_mins(1);
+
+/// Looks again and again until there is something; fails after [`SOON`].
+pub(crate) fn until<T>(what: &str, mut found: impl FnMut() -> Option<T>) -> T {
+    let end = Instant::now() + SOON;
+    loop {
+        if let Some(found) = found() {
+            return found;
+        }
+        assert!(Instant::now() < end, "{what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
 pub(crate) fn program() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_warpdrive"));
     command.env_remove("WARPDRIVE_ADMIN").env_remove("WARPDRIVE_LOG").env_remove("NOTIFY_SOCKET");
