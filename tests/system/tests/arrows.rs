@@ -16,15 +16,22 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("cache", &["store"]),
     ("s3gw", &["store"]),
     ("fusemount", &["store"]),
-    ("sidecar", &["backends", "cache", "fusemount", "s3gw", "store"]),
+    ("cluster", &[]),
+    ("sidecar", &["backends", "cache", "cluster", "fusemount", "s3gw", "store"]),
 ];
 
 /// Crates that exist for the tests; they may be dev-dependencies of any crate.
 const TEST_CRATES: &[&str] = &["testkit", "system-tests"];
 
 /// Dependencies that one crate hides from all others.
-const HIDDEN: &[(&str, &str)] =
-    &[("foyer", "cache"), ("object_store", "backends"), ("s3s", "s3gw"), ("fuser", "fusemount")];
+const HIDDEN: &[(&str, &str)] = &[
+    ("foyer", "cache"),
+    ("object_store", "backends"),
+    ("s3s", "s3gw"),
+    ("fuser", "fusemount"),
+    ("kube", "cluster"),
+    ("tonic", "cluster"),
+];
 
 fn metadata() -> Value {
     let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
