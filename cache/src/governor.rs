@@ -57,6 +57,11 @@ impl Governor {
         Arc::new(Self { total: total_bytes.max(1), state: Mutex::default() })
     }
 
+    /// Most bytes that can be leased at once.
+    pub fn total_bytes(&self) -> u64 {
+        self.total
+    }
+
     /// Bytes that are leased now.
     pub fn leased_bytes(&self) -> u64 {
         self.state.lock().leased

@@ -6,6 +6,7 @@
 
 mod answers;
 mod server;
+mod standing;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -23,6 +24,7 @@ use crate::run::MountView;
 use crate::warm::Jobs;
 
 pub(crate) use server::{Listener, serve, serve_metrics};
+pub(crate) use standing::Standing;
 
 /// Whether this sidecar takes work.
 #[derive(Debug, Clone, Default)]

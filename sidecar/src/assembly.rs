@@ -140,7 +140,7 @@ fn namespace(
 
 /// What a process has besides its memory tier and what is on its way: code, tables of objects and names,
 /// buffers of the block tier.
-const BESIDE_TRANSIT_BYTES: u64 = 96 << 20;
+pub(crate) const BESIDE_TRANSIT_BYTES: u64 = 96 << 20;
 
 fn cache_config(settings: &CacheSettings) -> CacheConfig {
     let default = CacheConfig::default();

@@ -269,6 +269,8 @@ impl Start<'_> {
             view: fronts.mount.as_ref().map(|mount| Arc::clone(mount.view())),
             restarts: link.map(Link::restarts),
         });
+        let standing = admin::Standing::register(&admin, settings.cache.memory_bytes);
+        standing.map_err(|e| Stop::Failed(format!("metrics: {e}")))?;
         fronts.report(&admin, signals);
         if let Some(listener) = admin_listener {
             let stop = fronts.others_stop.clone();

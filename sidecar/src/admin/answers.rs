@@ -170,7 +170,7 @@ fn opens(admin: &Admin) -> Vec<Value> {
 }
 
 /// What a file system has left for this user.
-fn free_bytes(path: &Path) -> Option<u64> {
+pub(super) fn free_bytes(path: &Path) -> Option<u64> {
     let found = rustix::fs::statvfs(path).ok()?;
     found.f_bavail.checked_mul(found.f_frsize)
 }

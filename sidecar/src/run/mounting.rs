@@ -83,6 +83,16 @@ impl MountView {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).lost.clone()
     }
 
+    /// Whether a holder had the mount before this worker came.
+    pub(crate) fn resumed(&self) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).resumed
+    }
+
+    /// How often a mount was made again after its holder had died.
+    pub(crate) fn remounts(&self) -> u32 {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remounts
+    }
+
     /// What `/status` says of the holder.
     pub(crate) fn holder(&self) -> Value {
         let seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
