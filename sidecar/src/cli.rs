@@ -86,11 +86,14 @@ enum Command {
 Examples:
   warpdrive check -c warpdrive.yaml
   warpdrive check -c warpdrive.yaml --write            writes and deletes a small object each
+  warpdrive check -c warpdrive.yaml --set backends[0].config.bucket=other
   warpdrive check -c warpdrive.yaml --json | jq .")]
 struct CheckArgs {
     /// The YAML file.
     #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     config: PathBuf,
+    #[command(flatten)]
+    overrides: Overrides,
     /// Also write a small object to each origin that may be written, and delete it.
     #[arg(long)]
     write: bool,
@@ -99,12 +102,24 @@ struct CheckArgs {
     json: bool,
 }
 
+/// Values in place of those of the file.
+#[derive(Debug, Clone, Default, Args)]
+struct Overrides {
+    /// Sets a key of the file, as if it stood there: `cache.max_size=20GiB`, `s3.enabled=false`,
+    /// `backends[0].name=x`, `s3.allowed_hosts=[a, b]`; nothing after `=` unsets it. May be given
+    /// more than once; the last one counts.
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<config::Override>,
+}
+
 /// Which sidecar a command talks to.
 #[derive(Debug, Clone, Args)]
 struct Where {
     /// The YAML file: its `admin.listen` is asked.
     #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     config: Option<PathBuf>,
+    #[command(flatten)]
+    overrides: Overrides,
     /// The admin endpoint of a running sidecar: `http://127.0.0.1:9091` or `unix:/path`.
     #[arg(long, value_name = "URL", env = "WARPDRIVE_ADMIN")]
     admin: Option<String>,
@@ -253,9 +268,9 @@ pub(crate) fn put(text: &str) {
     let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
 }
 
-/// The settings of a file, with the variables of this process.
-fn load(path: &std::path::Path) -> Result<Settings, Stop> {
-    Ok(config::load(path, &Environment::of_process())?)
+/// The settings of a file, with the values of the command line and the variables of this process.
+fn load(path: &std::path::Path, overrides: &Overrides) -> Result<Settings, Stop> {
+    Ok(config::load_with(path, &overrides.set, &Environment::of_process())?)
 }
 
 /// A runtime for commands that are clients.

@@ -57,6 +57,8 @@ pub(crate) struct Options {
     pub(crate) epilogue: Option<Epilogue>,
     /// Replace the worker that serves the mount now.
     pub(crate) take_over: bool,
+    /// How long somebody else's holder that is not there yet is waited for.
+    pub(crate) holder_wait: Duration,
     /// The parent that starts this process again, where there is one.
     pub(crate) supervisor: Option<Link>,
 }
@@ -107,6 +109,13 @@ pub(crate) fn run(settings: &Settings, options: &Options) -> Result<(), Stop> {
 async fn sidecar(settings: &Settings, options: &Options, signals: &Signals) -> Result<(), Stop> {
     for note in &settings.notes {
         tracing::warn!("{note}");
+    }
+    if let Some(mount) = &settings.mount {
+        let waiting = mounting::await_holder(&mount.holder, options.holder_wait);
+        if unless_stopped(&signals.stop, waiting).await.is_none() {
+            tracing::info!("stopped before the holder of the mount was there");
+            return Ok(());
+        }
     }
     // Looking at a holder takes milliseconds; a worker that is told to leave, seconds.
     let plan = settings.mount.as_ref().map(|mount| {

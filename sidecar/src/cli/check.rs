@@ -28,7 +28,7 @@ impl Row {
 }
 
 pub(super) fn check(args: &CheckArgs) -> Result<(), Stop> {
-    let settings = load(&args.config)?;
+    let settings = load(&args.config, &args.overrides)?;
     let runtime = small_runtime()?;
     let rows = runtime.block_on(probe(&settings, args.write))?;
     let surroundings = surroundings(&settings);

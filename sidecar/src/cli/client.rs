@@ -51,7 +51,11 @@ impl From<NoAnswer> for Stop {
 
 /// The endpoint that the command line means, and the settings of its file where it names one.
 pub(super) fn find(place: &Where) -> Result<(Option<Client>, Option<Settings>), Stop> {
-    let settings = place.config.as_deref().map(super::load).transpose()?;
+    if place.config.is_none() && !place.overrides.set.is_empty() {
+        return Err(Stop::Unusable("--set changes a file: name it with -c FILE".to_owned()));
+    }
+    let load = |path| super::load(path, &place.overrides);
+    let settings = place.config.as_deref().map(load).transpose()?;
     let address = match (&place.admin, &settings) {
         (Some(url), _) => Some(parse(url)?),
         (None, Some(settings)) => settings.admin.clone(),

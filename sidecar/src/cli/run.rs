@@ -4,10 +4,11 @@
 //! command line.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, ValueHint};
 
-use super::{Stop, load};
+use super::{Overrides, Stop, duration, load};
 use crate::supervise::{self, Link, MAX_CRASHES};
 
 /// How `run` runs.
@@ -18,6 +19,7 @@ Examples:
   warpdrive run -c warpdrive.yaml
   warpdrive run -c warpdrive.yaml --no-mount           S3 only, needs no /dev/fuse
   warpdrive run -c warpdrive.yaml --mount-point /mnt/x --force
+  warpdrive run -c warpdrive.yaml --set cache.max_size=20GiB --set log.level=debug
   warpdrive run -c warpdrive.yaml --supervise          started again when it crashes
   warpdrive run -c warpdrive.yaml --take-over          replaces the running one; readers only wait
   warpdrive run -c warpdrive.yaml --holder /run/warpdrive/mount.sock     serves a `mountd`")]
@@ -25,6 +27,8 @@ pub(super) struct RunArgs {
     /// The YAML file.
     #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     config: PathBuf,
+    #[command(flatten)]
+    overrides: Overrides,
     /// Mount here instead of at the file's `mount_point`.
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     mount_point: Option<PathBuf>,
@@ -38,6 +42,9 @@ pub(super) struct RunArgs {
     /// `auto` (a process of its own, where this one may mount) or `none` (this process).
     #[arg(long, value_name = "SOCKET", value_hint = ValueHint::FilePath)]
     holder: Option<String>,
+    /// How long a given holder that is not there yet is waited for: containers start side by side.
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration)]
+    holder_wait: Duration,
     /// Replace the worker that serves the mount now, which is told to finish and leave; a newer
     /// program upgrades a mount so. Programs that read it wait meanwhile, and go on.
     #[arg(long)]
@@ -65,7 +72,7 @@ pub(super) fn run(args: RunArgs) -> Result<(), Stop> {
     if supervisor.is_none() && args.is_supervised() {
         return supervise::supervise(args.max_crashes);
     }
-    let mut settings = load(&args.config)?;
+    let mut settings = load(&args.config, &args.overrides)?;
     if args.no_mount {
         settings.mount = None;
         if settings.s3.is_none() {
@@ -101,6 +108,7 @@ pub(super) fn run(args: RunArgs) -> Result<(), Stop> {
     let options = crate::run::Options {
         force: args.force,
         take_over: args.take_over,
+        holder_wait: args.holder_wait,
         supervisor,
         ..Default::default()
     };

@@ -43,6 +43,11 @@ impl Problems {
     pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
+
+    /// Every one, to be told better.
+    pub(crate) fn all(&mut self) -> &mut [Problem] {
+        &mut self.0
+    }
 }
 
 /// A configuration that cannot be used, with everything that is wrong with it.

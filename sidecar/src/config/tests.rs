@@ -435,3 +435,63 @@ proptest! {
         let _ = with(&format!("cache: {text}\ns3: {text}\nfuse: {text}"));
     }
 }
+
+fn set(overrides: &[&str]) -> Result<Settings, Invalid> {
+    let overrides: Vec<Override> = overrides.iter().map(|one| one.parse().unwrap()).collect();
+    let file = "backends: [{name: a, type: s3, config: {bucket: b}}]\ncache: {dir: /file}";
+    parse_with(file, &overrides, &environment())
+}
+
+#[test]
+fn the_command_line_goes_before_the_file() {
+    let settings = set(&[
+        "cache.path=/var/cache/x",
+        "cache.max_size=20GiB",
+        "metrics.enabled=true",
+        "metrics.addr=:9090",
+        "drain_timeout=7s",
+        "backends[0].config.bucket=other",
+        "backends[1].name=c",
+        "backends[1].type=local",
+        "backends[1].config.path=/c",
+    ]);
+    let settings = settings.unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(settings.cache.disk, Some(("/var/cache/x".into(), 20 << 30)));
+    assert_eq!(settings.drain_timeout, Duration::from_secs(7));
+    assert_eq!(settings.metrics.unwrap().port(), 9090);
+    let OriginKind::S3(origin) = &settings.backends[0].origin.kind else { panic!("not S3") };
+    assert_eq!(origin.bucket, "other");
+    assert_eq!(settings.backends[1].name.as_str(), "c");
+}
+
+#[test]
+fn mistakes_of_the_command_line_are_named_as_such() {
+    let refused = set(&["cache.max_sise=1GB"]).unwrap_err().to_string();
+    assert!(refused.contains("--set cache.max_sise: is not a known key"), "{refused}");
+    assert!(refused.contains("fix: write `max_size`"), "{refused}");
+    // Of the file, and of the command line.
+    let all = places(set(&["cache.max_size=lots", "backends[0].type=s4", "log=5"]));
+    assert_eq!(all, ["--set cache.max_size", "--set log", "--set backends[0].type"]);
+    assert_eq!(places(parse_with("cash: 1", &[], &environment())), ["cash", "backends"]);
+}
+
+#[test]
+fn variables_and_secrets_of_the_command_line_keep_the_rules() {
+    let auth = ["backends[0].auth.method=static", "backends[0].auth.access_key_id=AK"];
+    let with_secret = |secret: &str| {
+        let secret = format!("backends[0].auth.secret_access_key={secret}");
+        set(&[auth[0], auth[1], &secret])
+    };
+    let refused = with_secret("hunter2").unwrap_err().to_string();
+    assert!(refused.contains("allow_inline_secrets") && !refused.contains("hunter2"), "{refused}");
+    assert!(with_secret("${AWS_SECRET}").is_ok());
+    assert!(with_secret("env:AWS_SECRET").is_ok());
+    // What a variable holds is not looked through for variables.
+    let twice = Environment::from([("A", "/x/${B}"), ("B", "no")]);
+    let overrides = ["cache.path=${A}".parse().unwrap()];
+    let file = "backends: [{name: a, type: local, config: {path: /a}}]";
+    let settings = parse_with(file, &overrides, &twice).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(settings.cache.disk.unwrap().0, Path::new("/x/${B}"));
+    let unset = set(&["cache.path=${NO_SUCH}"]).unwrap_err().to_string();
+    assert!(unset.contains("--set cache.path"), "{unset}");
+}

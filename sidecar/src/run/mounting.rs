@@ -20,6 +20,8 @@ use super::state::StateDir;
 use crate::cli::Stop;
 use crate::config::{HolderSettings, MountSettings, Settings};
 
+/// How often a holder that is not there yet is looked for: a start waits for it.
+const AWAIT_EVERY: Duration = Duration::from_millis(20);
 /// The mount's own default; enough for a sequential reader of a fast cache.
 const DEFAULT_READAHEAD_KIB: u32 = 1024;
 /// How often a holder that is gone is looked for.
@@ -231,6 +233,34 @@ fn may_mount() -> bool {
     let mask = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
     let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
     mask.is_some_and(|mask| mask >> SYS_ADMIN & 1 == 1)
+}
+
+/// Returns when somebody else's holder answers, or `limit` has passed: it may be a container that
+/// starts beside this one. What is wrong then is said by whoever needs it.
+pub(super) async fn await_holder(holder: &HolderSettings, limit: Duration) {
+    let HolderSettings::Socket(socket) = holder else { return };
+    let begun = tokio::time::Instant::now();
+    let mut said = false;
+    loop {
+        let asked = socket.clone();
+        let look = tokio::task::spawn_blocking(move || fusemount::holder_status(&asked));
+        let waited = begun.elapsed();
+        if matches!(look.await, Ok(Some(_))) {
+            if said {
+                tracing::info!(socket = %socket.display(), ?waited, "the holder of the mount is there");
+            }
+            return;
+        }
+        if waited >= limit {
+            return;
+        }
+        if !said {
+            let socket = socket.display();
+            tracing::info!(%socket, ?limit, "waiting for the holder of the mount");
+            said = true;
+        }
+        tokio::time::sleep(AWAIT_EVERY).await;
+    }
 }
 
 /// Whether a holder listens at a socket. Its worker is told to leave, or named in an error.
