@@ -7,6 +7,7 @@ mod bench;
 mod check;
 mod client;
 mod mountd;
+mod probe;
 mod run;
 mod simulate;
 mod stats;
@@ -52,6 +53,11 @@ enum Command {
     /// or is upgraded, and registers the files that the kernel reads by itself. A few MiB; no
     /// network, no configuration, no credentials. SIGTERM unmounts and ends it.
     Mountd(mountd::MountdArgs),
+    /// Whether a sidecar lives, is ready, and can be seen from here: what a pod's probes run.
+    ///
+    /// Starts in milliseconds, reads no configuration, and always ends. With --wait it returns as
+    /// soon as everything holds, so that a start is not held up until a probe's next turn.
+    Probe(probe::ProbeArgs),
     /// Validate a configuration and contact each of its origins.
     ///
     /// Prints a table: is the credential accepted, can the origin be reached and how fast, may it
@@ -232,6 +238,7 @@ pub fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Run(args) => run::run(args),
         Command::Mountd(args) => mountd::mountd(args),
+        Command::Probe(args) => probe::probe(&args),
         Command::Check(args) => check::check(&args),
         Command::Warm(args) => warm::warm(&args),
         Command::Stats(args) => stats::stats(&args),

@@ -17,6 +17,8 @@ mod check;
 mod demo;
 #[path = "binary/holder.rs"]
 mod holder;
+#[path = "binary/probe.rs"]
+mod probe;
 #[path = "binary/run.rs"]
 mod run;
 #[path = "binary/supervise.rs"]

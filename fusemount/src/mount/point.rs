@@ -107,6 +107,12 @@ pub(crate) fn resolve_unseen(path: &Path) -> PathBuf {
     }
 }
 
+/// Whether the topmost mount at a path, as this process sees it, is one of this program. Only the
+/// mount table is read: it is answered at once, also when the mount is dead or hangs.
+pub fn is_own_mount(path: &Path) -> bool {
+    mounted_at(&resolve_unseen(path)).is_some_and(|entry| entry.is_own())
+}
+
 /// The topmost mount at exactly this path.
 pub(crate) fn mounted_at(target: &Path) -> Option<MountEntry> {
     let table = std::fs::read("/proc/self/mountinfo").ok()?;

@@ -24,7 +24,7 @@ use crate::config::{AdminAddress, Settings};
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 
 /// The default of `admin.listen`.
-const DEFAULT: &str = "http://127.0.0.1:9091";
+pub(super) const DEFAULT: &str = "http://127.0.0.1:9091";
 
 /// An admin endpoint.
 #[derive(Debug, Clone)]
@@ -64,7 +64,8 @@ pub(super) fn find(place: &Where) -> Result<(Option<Client>, Option<Settings>), 
     Ok((address.map(|address| Client { address }), settings))
 }
 
-fn parse(text: &str) -> Result<AdminAddress, Stop> {
+/// The address of an admin endpoint as `--admin` names it.
+pub(super) fn parse(text: &str) -> Result<AdminAddress, Stop> {
     let bad = || {
         let what = format!("--admin `{text}`: write http://127.0.0.1:9091 or unix:/path");
         Stop::Unusable(what)
