@@ -124,13 +124,12 @@ class Cluster:
     def mounts(self, node=1):
         """Lines of the node's mount table that our pods made below kubelet's folder."""
         table = self.inside("cat", "/proc/self/mountinfo", node=node).stdout.splitlines()
-        ours = [line for line in table if str(STATE) in line]
+        ours = [line for line in table if " /var/lib/kubelet/" in line]
         return [line for line in ours if " - fuse" in line or "/volumes/kubernetes.io~csi/" in line]
 
     def pod_folders(self, node=1):
         """Pods that kubelet still keeps something of."""
-        folder = STATE / f"wd-node{node}/kubelet/pods"
-        return self.inside("ls", folder, node=node, check=False).stdout.split()
+        return self.inside("ls", "/var/lib/kubelet/pods", node=node, check=False).stdout.split()
 
     def stuck(self):
         """Processes that no signal reaches, seen twice: a short wait for a disk is none."""
@@ -246,7 +245,7 @@ class Namespace:
         parts = [self.kubectl("get", "pods", "-o", "wide", check=False).stdout]
         pods = [name.split("/")[-1] for name in self.kubectl("get", "pods", "-o", "name", check=False).stdout.split()]
         for pod in pods[:4]:
-            parts.append(self.kubectl("describe", "pod", pod, check=False).stdout[-6000:])
+            parts.append(self.kubectl("describe", "pod", pod, check=False).stdout[-2500:])
             found = self.pod(pod) or {"spec": {}}
             spec = found["spec"]
             for container in spec.get("initContainers", []) + spec.get("containers", []):

@@ -22,7 +22,10 @@ network() {
 }
 
 run() {
-  mkdir -p "$dir/cni" "$STATE/log" /var/log
+  mkdir -p "$dir/cni" "$dir/kubelet" "$STATE/log" /var/log
+  # Where everything expects it, and each node its own.
+  [[ -d /var/lib/kubelet ]] || { mkdir /var/lib/kubelet; touch "$STATE/made-kubelet-folder"; }
+  mount --bind "$dir/kubelet" /var/lib/kubelet
   mount -t tmpfs tmpfs /var/log          # /var/log/containers is fixed in the kubelet
   mkdir -p /run/netns
   hostname "$name"
@@ -101,7 +104,7 @@ Y
   until ctr version >/dev/null 2>&1; do sleep 0.1; done
   for tar in "$IMAGES"/*.tar; do ctr -n k8s.io images import "$tar" >/dev/null; done
   start "kubelet-$i" "$BIN/kubelet" --config="$dir/kubelet.yaml" --kubeconfig="$STATE/pki/$name.kubeconfig" \
-    --hostname-override="$name" --node-ip="$ip" --root-dir="$dir/kubelet" --v=2
+    --hostname-override="$name" --node-ip="$ip" --root-dir=/var/lib/kubelet --v=2
   wait -n || true
 }
 
