@@ -315,10 +315,10 @@ def start_sidecar(origins: Origins, backends, access=None, mount=None, change=No
     return launch(folder, path, config, environment, mount)
 
 
-def launch(folder, path, config, environment, mount) -> Sidecar:
+def launch(folder, path, config, environment, mount, arguments=()) -> Sidecar:
     with open(folder / "log", "ab") as log:
         process = subprocess.Popen(
-            [str(PROGRAM), "run", "-c", str(path)],
+            [str(PROGRAM), "run", "-c", str(path), *arguments],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
