@@ -5,4 +5,6 @@
 //! other arguments. It refuses a setting that it does not understand, and drops nothing of a pod
 //! that it does not know.
 
+pub mod inject;
 pub mod names;
+pub mod settings;

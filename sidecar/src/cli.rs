@@ -6,6 +6,7 @@
 mod bench;
 mod check;
 mod client;
+mod inject;
 mod mountd;
 mod probe;
 mod run;
@@ -80,6 +81,8 @@ enum Command {
     Simulate(simulate::SimulateArgs),
     /// Serve a small data set that is made on the spot; everything is removed at the end.
     Demo(DemoArgs),
+    /// Put WarpDrive into the pods of manifests, as the webhook would, and print them.
+    Inject(inject::InjectArgs),
     /// Print a completion script: `warpdrive completions bash > /etc/bash_completion.d/warpdrive`.
     Completions {
         /// The shell to write it for.
@@ -245,6 +248,7 @@ pub fn main() -> ExitCode {
         Command::Bench(args) => bench::bench(*args),
         Command::Simulate(args) => simulate::simulate(&args),
         Command::Demo(args) => crate::demo::demo(args.dir.as_deref(), args.seconds, args.no_mount),
+        Command::Inject(args) => inject::inject(&args),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "warpdrive", &mut script);
