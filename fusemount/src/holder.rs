@@ -12,7 +12,7 @@ mod system;
 pub(crate) mod wire;
 
 use std::fmt::Arguments;
-use std::io::{self, Write};
+use std::io::{self, ErrorKind, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::Path;
@@ -38,10 +38,15 @@ use wire::connect_to;
 pub fn hold(config: HolderConfig) -> Result<(), MountError> {
     let ending = system::ending().map_err(|error| failed("handling signals", &error))?;
     make_room(&config.socket)?;
+    make_mount_point(&config.mount_point)?;
     let target = clear_mount_point(&config.mount_point, config.force, true)?;
     let connection = Connection::open(&target, &config)?;
     let listener = listen_at(&config)
         .map_err(|error| failed(&format!("listening on `{}`", config.socket.display()), &error))?;
+    if std::process::id() == 1 {
+        // Nobody else reaps what probes leave in a container; nothing is started from here on.
+        system::reap_by_itself().map_err(|error| failed("reaping", &error))?;
+    }
     let socket = config.socket.clone();
     say(format_args!("holding `{}` for workers on `{}`", target.display(), socket.display()));
     let ended = Holder::new(config, target, connection).run(&listener, &ending);
@@ -59,6 +64,24 @@ fn say(line: Arguments<'_>) {
     let _ = writeln!(io::stderr(), "mountd: {line}");
 }
 
+/// Makes the directory that is to be mounted over, in one that is there: a volume comes empty.
+fn make_mount_point(point: &Path) -> Result<(), MountError> {
+    match std::fs::create_dir(point) {
+        // What is wrong with one that is there, or with its parent, is found out next.
+        Err(error) if !matches!(error.kind(), ErrorKind::AlreadyExists | ErrorKind::NotFound) => {
+            // A dead mount, and one on a file system that cannot be written, are there as well.
+            match point.symlink_metadata() {
+                Err(seen) if seen.kind() == ErrorKind::NotFound => {
+                    let shown = point.display();
+                    Err(MountError::MountPoint(format!("mount point `{shown}`: {error}")))
+                }
+                _ => Ok(()),
+            }
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Removes a socket that nobody listens on.
 fn make_room(path: &Path) -> Result<(), MountError> {
     let shown = path.display();
@@ -70,7 +93,7 @@ fn make_room(path: &Path) -> Result<(), MountError> {
         Err(_) => return Ok(()),
     }
     match connect_to(path) {
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+        Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
             std::fs::remove_file(path).map_err(|error| failed("replacing a dead socket", &error))
         }
         Err(error) => Err(failed("looking who listens on the socket", &error)),

@@ -39,7 +39,7 @@ pub(crate) use clear::clear_mount_point;
 pub use inquire::{HolderStatus, dismiss_worker, end_holder, holder_status};
 use joined::Joined;
 use loops::{Loops, Prepared};
-pub(crate) use point::{MountEntry, mounted_at};
+pub(crate) use point::{MountEntry, is_mounted, mounted_at};
 pub use point::{MountPointState, check_mount_point, is_own_mount};
 pub(crate) use readahead::raise as raise_read_ahead;
 pub use spawn::spawn_holder;

@@ -35,6 +35,15 @@ pub(super) fn ending() -> io::Result<OwnedFd> {
     Ok(read)
 }
 
+/// Has the kernel reap every child that ends; afterwards none can be waited for.
+pub(super) fn reap_by_itself() -> io::Result<()> {
+    // SAFETY: ignoring a signal runs nothing.
+    match unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) } {
+        libc::SIG_ERR => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
+}
+
 /// Installs a handler that does nothing which a handler must not.
 pub(crate) fn install(
     signal: libc::c_int,

@@ -113,6 +113,12 @@ pub fn is_own_mount(path: &Path) -> bool {
     mounted_at(&resolve_unseen(path)).is_some_and(|entry| entry.is_own())
 }
 
+/// Whether a mount is there still, also where another one lies on it.
+pub(crate) fn is_mounted(entry: &MountEntry) -> bool {
+    let table = std::fs::read("/proc/self/mountinfo").unwrap_or_default();
+    table.split(|byte| *byte == b'\n').filter_map(parse).any(|line| line == *entry)
+}
+
 /// The topmost mount at exactly this path.
 pub(crate) fn mounted_at(target: &Path) -> Option<MountEntry> {
     let table = std::fs::read("/proc/self/mountinfo").ok()?;

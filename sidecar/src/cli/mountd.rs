@@ -32,7 +32,8 @@ Examples:
 `warpdrive run` starts such a holder by itself where it may mount; this command is for those who keep
 the privilege out of the worker's container.")]
 pub(super) struct MountdArgs {
-    /// The directory that is mounted over; the same as the worker's.
+    /// The directory that is mounted over; the same as the worker's. Made where it is missing and the
+    /// one above it is there.
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     mount_point: PathBuf,
     /// Where workers connect: a path of at most 107 bytes.
@@ -48,7 +49,8 @@ pub(super) struct MountdArgs {
     /// How long readers wait when there is no worker; then they get EIO until there is one.
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = duration)]
     patience: Duration,
-    /// How long programs may go on using the mount after SIGTERM; then it is detached.
+    /// How long programs may go on using the mount after SIGTERM; then it is detached, whatever they
+    /// do and whatever lies on it.
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = duration)]
     grace: Duration,
     /// What the kernel reads ahead of a sequential reader; 0 leaves its own 128KiB.

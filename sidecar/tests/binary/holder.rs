@@ -370,3 +370,107 @@ fn mountd_teaches() {
     assert_eq!(code, 1, "{stderr}");
     assert!(!stderr.trim().is_empty());
 }
+
+/// Who holds: a process started as in a pod, with one second of grace.
+fn mountd(home: &Home, point: &Path) -> Process {
+    let socket = home.path("mountd.sock");
+    let mut command = program();
+    command.arg("mountd").arg("--mount-point").arg(point).arg("--socket").arg(&socket);
+    command.args(["--grace", "1s", "--allow-other", "--allow-uid", "65534"]);
+    let process = Process::spawn("mountd", command, &home.path("mountd.log")).unwrap();
+    until("the holder does not listen", || fusemount_answers(&socket).then_some(()));
+    process
+}
+
+fn fusemount_answers(socket: &Path) -> bool {
+    output(program().arg("probe").arg("--holder").arg(socket)).0 == 0
+}
+
+#[test]
+fn a_holder_makes_its_mount_point_and_leaves_nothing_at_the_end() {
+    if !can_hold("a_holder_makes_its_mount_point_and_leaves_nothing_at_the_end") {
+        return;
+    }
+    let home = Home::new();
+    let point = home.path("mnt/data");
+    let holder = mountd(&home, &point);
+    assert!(is_mounted(&point));
+    let given = home.path("mountd.sock").display().to_string();
+    let sidecar = home.run(&["--holder", &given, "--mount-point", point.to_str().unwrap()]);
+    // A program that stays in the mount, one that keeps a file open, and a mount on the mount.
+    let stays = std::process::Command::new("sleep").arg("60").current_dir(&point).spawn().unwrap();
+    let stays = std::cell::RefCell::new(stays);
+    let open = std::fs::File::open(point.join("data/hello.txt")).unwrap();
+    let over = home.path("over");
+    std::fs::create_dir(&over).unwrap();
+    let on = std::process::Command::new("mount").arg("--bind").arg(&over).arg(&point).status();
+    assert!(on.unwrap().success());
+    let begun = std::time::Instant::now();
+    holder.signal(Signal::TERM);
+    assert!(holder.wait(Duration::from_secs(20)).unwrap().success(), "{}", holder.log_tail());
+    // One second of grace; the rest is what a busy machine takes.
+    assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
+    assert!(!is_mounted(&point));
+    drop(open);
+    stays.borrow_mut().kill().unwrap();
+    stays.borrow_mut().wait().unwrap();
+    // Nothing is left that a recursive delete could walk through or stumble over.
+    std::fs::remove_dir(&point).unwrap();
+    assert_eq!(sidecar.stop(), Some(0), "{}", sidecar.log());
+}
+
+#[test]
+fn a_holder_clears_what_a_killed_one_left() {
+    if !can_hold("a_holder_clears_what_a_killed_one_left") {
+        return;
+    }
+    let home = Home::new();
+    let point = home.path("mnt/data");
+    for _ in 0..2 {
+        let holder = mountd(&home, &point);
+        holder.signal(Signal::KILL);
+        let _ = holder.wait(Duration::from_secs(20)).unwrap();
+        std::fs::remove_file(home.path("mountd.sock")).unwrap();
+        assert!(is_mounted(&point), "a dead mount");
+    }
+    let holder = mountd(&home, &point);
+    holder.signal(Signal::TERM);
+    assert!(holder.wait(Duration::from_secs(20)).unwrap().success(), "{}", holder.log_tail());
+    assert!(!is_mounted(&point));
+}
+
+/// Containers start side by side: the one that needs the holder waits for it.
+#[test]
+fn a_given_holder_that_is_not_there_yet_is_waited_for() {
+    if !can_hold("a_given_holder_that_is_not_there_yet_is_waited_for") {
+        return;
+    }
+    let home = Home::new();
+    let point = home.path("mnt/data");
+    let given = home.path("mountd.sock").display().to_string();
+    let arguments = ["--holder", &given, "--mount-point", point.to_str().unwrap()];
+    // One that never comes is given up, with what to do.
+    let impatient = [&arguments[..], &["--holder-wait", "300ms"]].concat();
+    let (code, _, stderr) = output(&mut home.command("run", &impatient));
+    assert!(code == 1 && stderr.contains("start `warpdrive mountd` first"), "{stderr}");
+    let log = home.path("waiting.log");
+    let waits = |name| Process::spawn(name, home.command("run", &arguments), &log).unwrap();
+    // SIGTERM ends the waiting.
+    let stopped = waits("stopped");
+    let said = || std::fs::read_to_string(&log).unwrap_or_default();
+    let waiting = || said().contains("waiting for the holder of the mount").then_some(());
+    until("nothing is said", waiting);
+    stopped.signal(Signal::TERM);
+    assert!(stopped.wait(Duration::from_secs(10)).unwrap().success(), "{}", stopped.log_tail());
+    std::fs::remove_file(&log).unwrap();
+    let worker = waits("worker");
+    until("nothing is said", waiting);
+    let holder = mountd(&home, &point);
+    let hello = point.join("data/hello.txt");
+    let served = || (std::fs::read(&hello).ok()? == b"hello, world\n").then_some(());
+    until("the mount is not served", served);
+    worker.signal(Signal::TERM);
+    assert!(worker.wait(Duration::from_secs(20)).unwrap().success(), "{}", worker.log_tail());
+    holder.signal(Signal::TERM);
+    assert!(holder.wait(Duration::from_secs(20)).unwrap().success(), "{}", holder.log_tail());
+}
