@@ -47,8 +47,8 @@ impl Readiness {
 pub(crate) struct Credentials {
     /// The key pair.
     pub(crate) key: AccessKey,
-    /// The value of `Authorization`.
-    pub(crate) token: SecretString,
+    /// The value of `Authorization`; `None` where everyone who can connect may have the key.
+    pub(crate) token: Option<SecretString>,
 }
 
 /// What requests are answered from.

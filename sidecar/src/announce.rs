@@ -51,8 +51,8 @@ pub(crate) enum Access {
         file: Option<PathBuf>,
         /// The profile in that file.
         profile: String,
-        /// Where AWS clients can fetch it, and the token for that.
-        uri: Option<(String, String)>,
+        /// Where AWS clients can fetch it, and the token for that, where it takes one.
+        uri: Option<(String, Option<String>)>,
     },
 }
 
@@ -113,7 +113,9 @@ impl fmt::Display for Endpoint {
         if let Access::Signed { uri: Some((uri, token)), file: Some(_), .. } = &self.access {
             writeln!(f, "or, instead of the file:")?;
             writeln!(f, "  export AWS_CONTAINER_CREDENTIALS_FULL_URI={uri}")?;
-            writeln!(f, "  export AWS_CONTAINER_AUTHORIZATION_TOKEN={token}")?;
+            if let Some(token) = token {
+                writeln!(f, "  export AWS_CONTAINER_AUTHORIZATION_TOKEN={token}")?;
+            }
         }
         Ok(())
     }
@@ -174,7 +176,7 @@ mod tests {
             access: Access::Signed {
                 file: Some("/run/w/credentials".into()),
                 profile: "default".into(),
-                uri: Some(("http://127.0.0.1:9091/credentials".into(), "t0k3n".into())),
+                uri: Some(("http://127.0.0.1:9091/credentials".into(), Some("t0k3n".into()))),
             },
         };
         let text = endpoint.to_string();

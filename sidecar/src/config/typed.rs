@@ -245,6 +245,7 @@ typed!(TypedS3 at "s3" {
     access: String,
     keys: Vec<TypedKey>,
     credentials_file: String,
+    credentials_token: bool,
     profile: String,
     region: String,
     buckets: BTreeMap<String, String>,

@@ -191,7 +191,7 @@ pub(super) fn prepare(
         Some(AdminAddress::Tcp(address)) if generated => Some(address),
         _ => None,
     };
-    let token = token(&first);
+    let token = s3.credentials_token.then(|| token(&first));
     let uri = over_tcp.map(|address| format!("http://{address}/credentials"));
     let announced = announce::Access::Signed {
         file: path.clone(),
@@ -199,7 +199,7 @@ pub(super) fn prepare(
         uri: uri.clone().map(|uri| (uri, token.clone())),
     };
     let written = path.filter(|_| generated).map(|path| KeyFile { path, id: first.id.clone() });
-    let credentials = uri.map(|_| Credentials { key: first, token: SecretString::from(token) });
+    let credentials = uri.map(|_| Credentials { key: first, token: token.map(SecretString::from) });
     Ok(Prepared { access: Access::Signed(keys), announced, credentials, written })
 }
 

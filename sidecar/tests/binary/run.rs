@@ -164,6 +164,14 @@ fn a_generated_key_opens_the_endpoint_and_only_it() {
 
     assert_eq!(sidecar.stop(), Some(0));
     assert!(!file.exists(), "a key that opens nothing was left");
+
+    // In a pod nobody could tell the token to the other containers, and loopback is the pod's own.
+    home.configure_with("access: generated, credentials_token: false", "", "");
+    let sidecar = home.run(&["--no-mount"]);
+    let document = get(home.admin, "/credentials").unwrap().json();
+    assert!(document["SecretAccessKey"].as_str().is_some_and(|key| !key.is_empty()));
+    assert!(!sidecar.log().contains("AWS_CONTAINER_AUTHORIZATION_TOKEN"), "{}", sidecar.log());
+    assert_eq!(sidecar.stop(), Some(0));
 }
 
 #[test]

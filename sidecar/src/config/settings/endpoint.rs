@@ -26,6 +26,8 @@ pub struct S3Settings {
     pub access: AccessSettings,
     /// Where the generated or static key is written for clients; `None` picks a place at start.
     pub credentials_file: Option<PathBuf>,
+    /// Whether `/credentials` of the admin endpoint gives a generated key only to who knows the token.
+    pub credentials_token: bool,
     /// The profile's name in that file.
     pub profile: String,
     /// The region that clients sign for and are told.
@@ -170,6 +172,7 @@ pub(crate) fn s3(
         listen,
         access,
         credentials_file: typed.credentials_file.map(PathBuf::from),
+        credentials_token: typed.credentials_token.unwrap_or(true),
         profile,
         region,
         buckets,
