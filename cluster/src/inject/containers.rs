@@ -275,7 +275,11 @@ fn worker_arguments(plan: &Plan<'_>) -> Vec<String> {
     }
     match settings.s3 {
         S3::Anonymous => set.push("s3.access=anonymous".to_owned()),
-        S3::On => set.push(format!("s3.credentials_file={state}/credentials")),
+        S3::On => {
+            set.push(format!("s3.credentials_file={state}/credentials"));
+            // Loopback is the pod's own, and its containers cannot know the token of a start.
+            set.push("s3.credentials_token=false".to_owned());
+        }
         S3::Off => {}
     }
     set.push("admin.enabled=true".to_owned());
