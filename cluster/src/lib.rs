@@ -5,6 +5,9 @@
 //! other arguments. It refuses a setting that it does not understand, and drops nothing of a pod
 //! that it does not know.
 
+mod certificates;
+pub mod csi;
 pub mod inject;
 pub mod names;
 pub mod settings;
+pub mod webhook;

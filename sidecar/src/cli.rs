@@ -6,6 +6,7 @@
 mod bench;
 mod check;
 mod client;
+mod csi;
 mod inject;
 mod mountd;
 mod probe;
@@ -13,6 +14,7 @@ mod run;
 mod simulate;
 mod stats;
 mod warm;
+mod webhook;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -81,8 +83,18 @@ enum Command {
     Simulate(simulate::SimulateArgs),
     /// Serve a small data set that is made on the spot; everything is removed at the end.
     Demo(DemoArgs),
+    /// Serve admission reviews: pods with a label get WarpDrive when they are made.
+    ///
+    /// What the chart runs in a cluster; one thread and some MiB. Keeps and renews its own certificate,
+    /// or uses one that is given.
+    Webhook(Box<webhook::WebhookArgs>),
     /// Put WarpDrive into the pods of manifests, as the webhook would, and print them.
     Inject(inject::InjectArgs),
+    /// Mount for pods that may not: the CSI driver csi.warpdrive.io on a Kubernetes node.
+    ///
+    /// Serves inline volumes: for each pod that has them it runs a mount holder (`warpdrive mountd`),
+    /// which outlives this service. The chart runs it as a DaemonSet.
+    Csi(csi::CsiArgs),
     /// Print a completion script: `warpdrive completions bash > /etc/bash_completion.d/warpdrive`.
     Completions {
         /// The shell to write it for.
@@ -242,12 +254,14 @@ pub fn main() -> ExitCode {
         Command::Run(args) => run::run(args),
         Command::Mountd(args) => mountd::mountd(args),
         Command::Probe(args) => probe::probe(&args),
+        Command::Csi(args) => csi::csi(args),
         Command::Check(args) => check::check(&args),
         Command::Warm(args) => warm::warm(&args),
         Command::Stats(args) => stats::stats(&args),
         Command::Bench(args) => bench::bench(*args),
         Command::Simulate(args) => simulate::simulate(&args),
         Command::Demo(args) => crate::demo::demo(args.dir.as_deref(), args.seconds, args.no_mount),
+        Command::Webhook(args) => webhook::webhook(*args),
         Command::Inject(args) => inject::inject(&args),
         Command::Completions { shell } => {
             let mut script = Vec::new();
