@@ -113,12 +113,27 @@ fn left_at(path: &Path) -> Option<AccessKey> {
 /// How generated ids begin.
 const GENERATED: &str = "WARP";
 
+/// Makes the folder of the file where only that is missing: in a pod without a mount nobody else has
+/// made `state_dir`.
+fn folder(path: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) else {
+        return Ok(());
+    };
+    match std::fs::DirBuilder::new().mode(0o700).create(parent) {
+        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => Err(error),
+        _ => Ok(()),
+    }
+}
+
 /// Writes the file, unless that would destroy something.
 fn write(key: &AccessKey, keys: &[AccessKey], path: &Path, profile: &str) -> Result<(), Stop> {
     // Ids that begin so are generated ones: an earlier sidecar did not come to remove its file.
     let ours = |id: &str| id.starts_with(GENERATED) || keys.iter().any(|known| known.id == id);
     let written = match found_at(path, ours) {
-        Ok(Found::Nothing | Found::OurKey) => key.write_shared_credentials_file(path, profile),
+        Ok(Found::Nothing | Found::OurKey) => {
+            folder(path).and_then(|()| key.write_shared_credentials_file(path, profile))
+        }
         Ok(Found::SomethingElse) => Err(std::io::Error::new(
             std::io::ErrorKind::AlreadyExists,
             "holds something other than a key of this endpoint, and is left as it is; name a file \
@@ -282,6 +297,20 @@ mod tests {
         std::fs::write(&path, format!("{text}\n[work]\naws_access_key_id = AKIA\n")).unwrap();
         drop(file);
         assert!(std::fs::read_to_string(&path).unwrap().contains("[work]"));
+    }
+
+    #[test]
+    fn a_folder_that_is_not_there_is_made_for_its_owner_alone() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("worker/credentials");
+        let key = AccessKey::generate();
+        write(&key, std::slice::from_ref(&key), &path, "default").unwrap_or_else(|_| panic!("not written"));
+        let mode = path.parent().unwrap().metadata().unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o700);
+        // A path that was mistyped further up is none to be made.
+        let far = folder.path().join("no/such/credentials");
+        assert!(write(&key, std::slice::from_ref(&key), &far, "default").is_err());
     }
 
     #[test]
