@@ -341,9 +341,9 @@ def test_monitoring_is_found_by_the_names_it_has():
     monitor = one(objects, "ServiceMonitor")
     assert monitor["spec"]["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
     assert monitor["spec"]["endpoints"][0]["port"] in [p["name"] for p in service["spec"]["ports"]]
-    assert one(objects, "PodMonitor")["spec"]["podMetricsEndpoints"][0]["port"] == "warpdrive-metrics"
+    assert one(objects, "PodMonitor")["spec"]["podMetricsEndpoints"][0]["port"] == "wd-metrics"
     worker = one(objects, "DaemonSet", component="node-agent")["spec"]["template"]["spec"]["containers"][0]
-    assert worker["ports"][0]["name"] == "warpdrive-metrics"
+    assert worker["ports"][0]["name"] == "wd-metrics"
     board = json.loads(one(objects, "ConfigMap", name="warpdrive-dashboard")["data"]["warpdrive.json"])
     assert board["panels"]
 
