@@ -1,0 +1,90 @@
+//! What the node service looks after between kubelet's calls.
+//!
+//! Invariant: it takes away only what belongs to pods that kubelet does not have any more, or that
+//! have ended; a holder's end is told once, with the pod's name. Each turn ends within seconds.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::holder;
+use super::node::{Node, Pod, has_holder};
+use super::sweep::Sweeper;
+
+/// How often holders and dead mounts are looked at.
+pub(super) const LOOK_EVERY: Duration = Duration::from_secs(2);
+
+/// How often what is published is compared with what kubelet has.
+const RECONCILE_EVERY: Duration = Duration::from_secs(60);
+
+/// The part that looks, in one thread.
+#[derive(Debug)]
+pub(super) struct Watch {
+    node: Arc<Node>,
+    sweeper: Sweeper,
+    reconciled: Option<Instant>,
+}
+
+impl Watch {
+    pub(super) fn new(node: Arc<Node>) -> Self {
+        Self { node, sweeper: Sweeper::default(), reconciled: None }
+    }
+
+    /// Does what is due.
+    pub(super) fn turn(&mut self) {
+        self.node.idle(|pod| self.look_at(pod));
+        if self.reconciled.is_none_or(|then| then.elapsed() >= RECONCILE_EVERY) {
+            self.reconciled = Some(Instant::now());
+            self.node.idle(|pod| self.reconcile(pod));
+            self.node.remove_strangers();
+        }
+        // Those of pods on record go when they are unpublished.
+        let known = self.node.idle(|pod| pod.record.mount.as_ref().map(|mount| mount.target.clone()));
+        let pods = self.node.kubelet_dir.join("pods");
+        let is_known = |target: &Path| known.iter().flatten().any(|other| other == target);
+        let swept = self.sweeper.sweep(&pods, is_known);
+        self.node.metrics.swept.inc_by(swept as u64);
+        self.node.count_holders();
+    }
+
+    fn look_at(&self, pod: &mut Pod) {
+        let Some(mount) = &pod.record.mount else { return };
+        let log = self.node.log_of(&pod.record.uid);
+        if has_holder(mount) {
+            holder::trim(&log);
+            return;
+        }
+        if pod.is_told {
+            return;
+        }
+        pod.is_told = true;
+        if let Some(process) = mount.holder {
+            holder::reap(process.pid);
+        }
+        self.node.metrics.holder_deaths.inc();
+        tracing::warn!(
+            pod = pod.record.pod,
+            uid = pod.record.uid,
+            said = holder::last_words(&log),
+            "the mount holder of a pod has ended; what reads its mount gets ENOTCONN"
+        );
+    }
+
+    /// Unpublishes what kubelet does not have any more. It keeps a file beside the target until it
+    /// was told that the volume is gone, so that nothing has to be asked of the mount.
+    fn reconcile(&self, pod: &mut Pod) {
+        let record = &pod.record;
+        let targets = [record.mount.as_ref().map(|mount| mount.target.clone()), record.socket.clone()];
+        for target in targets.into_iter().flatten() {
+            let Some(parent) = target.parent() else { continue };
+            if !matches!(parent.try_exists(), Ok(false)) {
+                continue;
+            }
+            let path = target.display();
+            match self.node.take(pod, &target) {
+                Ok(()) => tracing::info!(%path, "unpublished what kubelet does not have any more"),
+                Err(error) => tracing::warn!(%path, %error, "a volume of no pod cannot be unpublished"),
+            }
+        }
+    }
+}
