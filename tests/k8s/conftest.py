@@ -77,9 +77,9 @@ def origin(cluster):
 def make_namespace(cluster, request):
     made = []
 
-    def make(suffix="", **labels):
-        name = (request.node.originalname.removeprefix("test_").replace("_", "-") + suffix)[:50].rstrip("-")
-        found = k8s.Namespace(cluster, name, {key.replace("__", "/").replace("_", "-"): value for key, value in labels.items()})
+    def make(suffix="", labels=None):
+        name = request.node.originalname.removeprefix("test_").replace("_", "-")[:45].rstrip("-") + suffix
+        found = k8s.Namespace(cluster, name, labels)
         made.append(found)
         return found
 

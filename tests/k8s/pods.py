@@ -69,6 +69,8 @@ VERIFY_OBJECTS = ["python3", "-c", READER, "objects"]
 VERIFY_FOREVER = ["python3", "-c", READER, "forever"]
 EXPECTED = {"name": "expected", "configMap": {"name": "expected"}}
 EXPECTED_AT = {"name": "expected", "mountPath": "/expected"}
+# A namespace's labels: the strictest level, and what breaks it is refused.
+ENFORCED = {"pod-security.kubernetes.io/enforce": "restricted"}
 RESTRICTED = {
     "runAsUser": 1000,
     "runAsGroup": 1000,
@@ -149,3 +151,16 @@ def as_job(pod, name, **more):
 
 def show(thing):
     return json.dumps(thing, indent=1)
+
+
+def injected(*objects):
+    """The same with WarpDrive in every pod, by `warpdrive inject`: for tests that need no webhook."""
+    import subprocess
+
+    text = "\n---\n".join(json.dumps(found) for found in objects)
+    done = subprocess.run(
+        [k8s.PROGRAM, "inject", "-f", "-", "--image", k8s.IMAGE], input=text, capture_output=True, text=True, timeout=30
+    )
+    if done.returncode:
+        raise k8s.Failed(f"inject: {done.stderr}")
+    return [found for found in yaml.safe_load_all(done.stdout) if found]
