@@ -138,9 +138,8 @@ def test_hugging_face_datasets(pod):
         parquet.write_table(pa.table({"text": texts}), body)
         pod.put(f"datasets/text/{file}.parquet", body.getvalue())
     words = 2 * sum(2 + number % 7 for number in range(100))
-    output = pod.run("hf_text.py", "--data", pod.data / "train/text/*.parquet", "--epochs", 2)
-    for epoch in (1, 2):
-        assert f"epoch {epoch}: 200 texts, {words} words" in output, output
+    output = pod.run("hf_text.py", "--data", pod.data / "train/text/*.parquet")
+    assert f"epoch 1: 200 texts, {words} words" in output, output
     # Each of two ranks its own file.
     output = pod.run("hf_text.py", "--data", pod.data / "train/text/*.parquet", RANK="1", WORLD_SIZE="2")
     assert "epoch 1: 100 texts" in output, output
