@@ -13,6 +13,8 @@ mod admin;
 mod bench;
 #[path = "binary/check.rs"]
 mod check;
+#[path = "binary/csi.rs"]
+mod csi;
 #[path = "binary/demo.rs"]
 mod demo;
 #[path = "binary/holder.rs"]

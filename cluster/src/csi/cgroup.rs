@@ -8,6 +8,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -20,6 +21,12 @@ const PARENT: &str = "warpdrive-holders";
 /// Files of a `cpuset` hierarchy (cgroup v1) that are empty in a new group; while they are, no
 /// process may enter.
 const CPUSET: [&str; 2] = ["cpuset.cpus", "cpuset.mems"];
+
+/// How long a killed process may take to be gone.
+const DIES_WITHIN: Duration = Duration::from_secs(1);
+
+/// How often a group is looked at meanwhile.
+const LOOK_EVERY: Duration = Duration::from_millis(10);
 
 /// The roots of the hierarchies that are mounted below a directory: one with cgroup v2, and one for
 /// each set of controllers with v1.
@@ -78,19 +85,30 @@ impl Hierarchies {
         self.roots.iter().map(door).collect::<io::Result<_>>().map(Doors)
     }
 
-    /// Kills every process in the group of a holder: one that no record names.
+    /// Kills every process in the group of a pod's holder, known to a record or not, and waits until
+    /// it is empty, a second at most.
     pub(super) fn kill(&self, uid: &str) {
-        for root in &self.roots {
-            let inside = self.group(root, uid).join("cgroup.procs");
-            let inside = std::fs::read_to_string(inside).unwrap_or_default();
-            // 0 is a process that this namespace does not see.
-            let inside = inside.lines().filter_map(|line| line.parse().ok());
-            for pid in inside.filter_map(|pid: i32| Pid::from_raw(pid).filter(|_| pid > 1)) {
+        let until = Instant::now() + DIES_WITHIN;
+        loop {
+            let inside: Vec<Pid> = self.roots.iter().flat_map(|root| self.inside(root, uid)).collect();
+            if inside.is_empty() || Instant::now() >= until {
+                return;
+            }
+            for pid in inside {
                 let _ = kill_process(pid, Signal::KILL);
                 // In case it is a child.
                 reap(pid.as_raw_nonzero().get().unsigned_abs());
             }
+            std::thread::sleep(LOOK_EVERY);
         }
+    }
+
+    fn inside(&self, root: &Path, uid: &str) -> Vec<Pid> {
+        let inside = self.group(root, uid).join("cgroup.procs");
+        let inside = std::fs::read_to_string(inside).unwrap_or_default();
+        let pids = inside.lines().filter_map(|line| line.parse().ok());
+        // 0 is a process that this namespace does not see, 1 the first of all.
+        pids.filter(|pid| *pid > 1).filter_map(Pid::from_raw).collect()
     }
 
     /// Removes the group of a holder that has ended. One with a process in it stays.

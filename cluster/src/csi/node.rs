@@ -30,6 +30,8 @@ pub(super) struct Pod {
     pub(super) record: Record,
     /// The end of its holder was noticed.
     pub(super) is_told: bool,
+    /// How often a holder was started in the place of one that had died.
+    pub(super) revivals: u32,
     /// Nothing is left of it, and whoever waited for its lock has to look again.
     is_gone: bool,
 }
@@ -41,6 +43,12 @@ struct Folders {
     pods: PathBuf,
     records: PathBuf,
     logs: PathBuf,
+}
+
+impl Pod {
+    fn of(record: Record) -> Self {
+        Self { record, is_told: false, revivals: 0, is_gone: false }
+    }
 }
 
 impl Folders {
@@ -102,8 +110,7 @@ impl Node {
             node.find_holder(&mut record);
             holders += usize::from(record.mount.as_ref().is_some_and(has_holder));
             let uid = record.uid.clone();
-            let pod = Pod { record, is_told: false, is_gone: false };
-            node.pods.lock().insert(uid, Arc::new(Mutex::new(pod)));
+            node.pods.lock().insert(uid, Arc::new(Mutex::new(Pod::of(record))));
         }
         tracing::info!(pods = count, holders, "found what is published on this node");
         node.count_holders();
@@ -150,7 +157,7 @@ impl Node {
             return Err(Status::resource_exhausted(what));
         }
         let record = Record::new(uid.to_owned(), name.to_owned());
-        let pod = Arc::new(Mutex::new(Pod { record, is_told: false, is_gone: false }));
+        let pod = Arc::new(Mutex::new(Pod::of(record)));
         pods.insert(uid.to_owned(), Arc::clone(&pod));
         Ok(pod)
     }
@@ -183,6 +190,22 @@ impl Node {
             tracing::warn!(pod = record.pod, uid, %error, "what was begun cannot be undone");
         }
         Err(Status::internal(format!("mounting for pod {} failed: {why}", record.pod)))
+    }
+
+    /// Starts a holder in the place of one that has died: containers that are started again have a
+    /// mount then, and the worker attaches to it. Those that run keep the dead one, and see it.
+    pub(super) fn revive(&self, pod: &mut Pod) -> Result<(), String> {
+        let record = &mut pod.record;
+        let Some(mount) = &mut record.mount else { return Ok(()) };
+        mount.holder = None;
+        let (target, worker) = (mount.target.clone(), mount.worker);
+        self.hierarchies.kill(&record.uid);
+        let started = self.start(record, &target, worker);
+        if started.is_err() {
+            // One that did not come to answer.
+            self.hierarchies.kill(&record.uid);
+        }
+        started
     }
 
     /// Starts the holder of a pod, and returns when it has mounted.
@@ -249,7 +272,12 @@ impl Node {
         let taken = match pod.as_ref().map(locked) {
             Some(None) => return Err(again()),
             Some(Some(mut pod)) => self.take(&mut pod, &target.path),
-            None => take_unknown(target),
+            None => {
+                // Whoever has it is not on record, and nothing is left that would use it.
+                self.hierarchies.kill(&target.uid);
+                self.hierarchies.remove(&target.uid);
+                take_unknown(target)
+            }
         };
         self.count_holders();
         taken.map_err(|error| {

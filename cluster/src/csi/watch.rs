@@ -1,7 +1,8 @@
 //! What the node service looks after between kubelet's calls.
 //!
 //! Invariant: it takes away only what belongs to pods that kubelet does not have any more, or that
-//! have ended; a holder's end is told once, with the pod's name. Each turn ends within seconds.
+//! have ended; a holder's end is told once, with the pod's
+//! name. Each turn ends within seconds.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -16,6 +17,10 @@ pub(super) const LOOK_EVERY: Duration = Duration::from_secs(2);
 
 /// How often what is published is compared with what kubelet has.
 const RECONCILE_EVERY: Duration = Duration::from_secs(60);
+
+/// How often a pod gets another holder. One that dies again and again has a reason that starting it
+/// does not mend.
+const MAX_REVIVALS: u32 = 5;
 
 /// The part that looks, in one thread.
 #[derive(Debug)]
@@ -47,6 +52,7 @@ impl Watch {
         self.node.count_holders();
     }
 
+    /// Tells once that a holder has died, and starts another one while kubelet has the volume.
     fn look_at(&self, pod: &mut Pod) {
         let Some(mount) = &pod.record.mount else { return };
         let log = self.node.log_of(&pod.record.uid);
@@ -54,30 +60,40 @@ impl Watch {
             holder::trim(&log);
             return;
         }
-        if pod.is_told {
+        let (target, process) = (mount.target.clone(), mount.holder);
+        let (name, uid) = (pod.record.pod.clone(), pod.record.uid.clone());
+        if !pod.is_told {
+            pod.is_told = true;
+            if let Some(process) = process {
+                holder::reap(process.pid);
+            }
+            self.node.metrics.holder_deaths.inc();
+            tracing::warn!(
+                pod = name,
+                uid,
+                said = holder::last_words(&log),
+                "the mount holder of a pod has ended; what reads its mount gets ENOTCONN"
+            );
+        }
+        if pod.revivals >= MAX_REVIVALS || !is_kept(&target) {
             return;
         }
-        pod.is_told = true;
-        if let Some(process) = mount.holder {
-            holder::reap(process.pid);
+        pod.revivals += 1;
+        match self.node.revive(pod) {
+            Ok(()) => {
+                pod.is_told = false;
+                tracing::info!(pod = name, uid, "mounted again for containers that start from now on");
+            }
+            Err(why) => tracing::warn!(pod = name, uid, why, "mounting again failed"),
         }
-        self.node.metrics.holder_deaths.inc();
-        tracing::warn!(
-            pod = pod.record.pod,
-            uid = pod.record.uid,
-            said = holder::last_words(&log),
-            "the mount holder of a pod has ended; what reads its mount gets ENOTCONN"
-        );
     }
 
-    /// Unpublishes what kubelet does not have any more. It keeps a file beside the target until it
-    /// was told that the volume is gone, so that nothing has to be asked of the mount.
+    /// Unpublishes what kubelet does not have any more.
     fn reconcile(&self, pod: &mut Pod) {
         let record = &pod.record;
         let targets = [record.mount.as_ref().map(|mount| mount.target.clone()), record.socket.clone()];
         for target in targets.into_iter().flatten() {
-            let Some(parent) = target.parent() else { continue };
-            if !matches!(parent.try_exists(), Ok(false)) {
+            if is_kept(&target) {
                 continue;
             }
             let path = target.display();
@@ -87,4 +103,10 @@ impl Watch {
             }
         }
     }
+}
+
+/// Whether kubelet has a volume: it keeps a file beside the target until it was told that the volume
+/// is gone, so that nothing has to be asked of the mount.
+fn is_kept(target: &Path) -> bool {
+    target.parent().is_none_or(|folder| !matches!(folder.try_exists(), Ok(false)))
 }
