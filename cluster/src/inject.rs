@@ -272,3 +272,6 @@ fn pod_level(spec: &mut Map<String, Value>, plan: &Plan<'_>) {
         merge::into_list(array_mut(spec, "imagePullSecrets"), &wanted, Key("name"));
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -120,3 +120,6 @@ pub(crate) struct Settings {
     pub(crate) cpu_milli: u64,
     pub(crate) log_level: Option<String>,
 }
+
+#[cfg(test)]
+mod tests;

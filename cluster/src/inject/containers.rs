@@ -39,7 +39,9 @@ const WORKER_PROBE: (u32, u32) = (50, 60);
 pub(super) fn is_ours(name: &str) -> bool {
     let numbered = |rest: &str| {
         rest.is_empty()
-            || rest.strip_prefix('-').is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
+            || rest
+                .strip_prefix('-')
+                .is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
     };
     name == MOUNTD_CONTAINER
         || name == WORKER_CONTAINER
@@ -62,7 +64,12 @@ pub(super) struct Budget {
 impl Budget {
     pub(super) fn of(spec: &Value) -> Self {
         let user = |container: &&Value| !text(container, "name").is_some_and(is_ours);
-        let all = || ["containers", "initContainers"].into_iter().flat_map(|list| array(spec, list)).filter(user);
+        let all = || {
+            ["containers", "initContainers"]
+                .into_iter()
+                .flat_map(|list| array(spec, list))
+                .filter(user)
+        };
         let limit = |container: &Value, name: &str| -> Option<Value> {
             container.get("resources")?.get("limits")?.get(name).cloned()
         };
@@ -72,7 +79,8 @@ impl Budget {
         let whole = |container: &Value| {
             ["cpu", "memory"].into_iter().all(|name| {
                 let limit = limit(container, name);
-                limit.is_some() && request(container, name).is_none_or(|request| Some(request) == limit)
+                limit.is_some()
+                    && request(container, name).is_none_or(|request| Some(request) == limit)
             })
         };
         let pod_level = |part: &str| {
@@ -147,7 +155,11 @@ pub(super) fn warm(settings: &Settings, admin: u16) -> Vec<(String, Vec<String>)
             }
             for (bucket, prefix) in these.iter().filter(|(_, prefix)| !prefix.is_empty()) {
                 // With `=`, so that a prefix that begins with a dash is no option.
-                commands.push(vec!["--bucket".to_owned(), bucket.clone(), format!("--prefix={prefix}")]);
+                commands.push(vec![
+                    "--bucket".to_owned(),
+                    bucket.clone(),
+                    format!("--prefix={prefix}"),
+                ]);
             }
         }
     }
@@ -168,7 +180,11 @@ fn command<S: AsRef<str>>(arguments: impl IntoIterator<Item = S>) -> Value {
     Value::Array(all)
 }
 
-fn exec_probe<S: AsRef<str>>(arguments: impl IntoIterator<Item = S>, timeout: u32, failures: u32) -> Value {
+fn exec_probe<S: AsRef<str>>(
+    arguments: impl IntoIterator<Item = S>,
+    timeout: u32,
+    failures: u32,
+) -> Value {
     json!({
         "exec": {"command": command(arguments)},
         // The probe waits inside, so that what it waits for is seen at once.
@@ -208,28 +224,42 @@ fn mountd(plan: &Plan<'_>) -> Value {
     let point = format!("{MOUNT_DIRECTORY}/{MOUNT_SUBDIRECTORY}");
     let uid = WORKER_ID.to_string();
     let arguments = [
-        "mountd", "--mount-point", &point, "--socket", &socket, "--allow-other", "--allow-uid", &uid,
-        "--patience", PATIENCE, "--grace", HOLDER_GRACE,
+        "mountd",
+        "--mount-point",
+        &point,
+        "--socket",
+        &socket,
+        "--allow-other",
+        "--allow-uid",
+        &uid,
+        "--patience",
+        PATIENCE,
+        "--grace",
+        HOLDER_GRACE,
     ];
     let (wait, timeout) = HOLDER_PROBE;
     let wait = format!("{wait}s");
-    container(plan, MOUNTD_CONTAINER, json!({
-        "command": command(arguments),
-        "restartPolicy": "Always",
-        "securityContext": {
-            "privileged": true,
-            "runAsUser": 0,
-            "runAsGroup": 0,
-            "runAsNonRoot": false,
-            "readOnlyRootFilesystem": true,
-        },
-        "resources": plan.budget.resources(SMALL_MILLI, HOLDER_BYTES, None, &plan.defaults.resources.mountd),
-        "volumeMounts": [
-            {"name": MOUNT_VOLUME, "mountPath": MOUNT_DIRECTORY, "mountPropagation": "Bidirectional"},
-            {"name": RUN_VOLUME, "mountPath": RUN_DIRECTORY},
-        ],
-        "startupProbe": exec_probe(["probe", "--holder", &socket, "--wait", &wait], timeout, 6),
-    }))
+    container(
+        plan,
+        MOUNTD_CONTAINER,
+        json!({
+            "command": command(arguments),
+            "restartPolicy": "Always",
+            "securityContext": {
+                "privileged": true,
+                "runAsUser": 0,
+                "runAsGroup": 0,
+                "runAsNonRoot": false,
+                "readOnlyRootFilesystem": true,
+            },
+            "resources": plan.budget.resources(SMALL_MILLI, HOLDER_BYTES, None, &plan.defaults.resources.mountd),
+            "volumeMounts": [
+                {"name": MOUNT_VOLUME, "mountPath": MOUNT_DIRECTORY, "mountPropagation": "Bidirectional"},
+                {"name": RUN_VOLUME, "mountPath": RUN_DIRECTORY},
+            ],
+            "startupProbe": exec_probe(["probe", "--holder", &socket, "--wait", &wait], timeout, 6),
+        }),
+    )
 }
 
 /// Arguments of the worker.
@@ -306,6 +336,7 @@ fn worker(plan: &Plan<'_>) -> Value {
     let (wait, timeout) = WORKER_PROBE;
     let wait = format!("{wait}s");
     let point = format!("{MOUNT_DIRECTORY}/{MOUNT_SUBDIRECTORY}");
+    let s3 = plan.ports.s3.map(|port| format!("127.0.0.1:{port}"));
     let mut ready = vec!["probe", "--ready"];
     match settings.mode {
         Mode::Sidecar => {
@@ -317,8 +348,8 @@ fn worker(plan: &Plan<'_>) -> Value {
         Mode::Csi => mounts.push(json!({"name": SOCKET_VOLUME, "mountPath": SOCKET_DIRECTORY})),
         Mode::S3 => {}
     }
-    if plan.ports.s3.is_some() {
-        ready.push("--s3");
+    if let Some(address) = &s3 {
+        ready.extend(["--s3", address]);
     }
     ready.extend(["--wait", &wait]);
     if settings.cache != Cache::Memory {
@@ -326,9 +357,11 @@ fn worker(plan: &Plan<'_>) -> Value {
     }
     mounts.push(json!({"name": CONFIG_VOLUME, "mountPath": CONFIG_DIRECTORY, "readOnly": true}));
     if !settings.tokens.is_empty() {
-        mounts.push(json!({"name": TOKENS_VOLUME, "mountPath": TOKENS_DIRECTORY, "readOnly": true}));
+        mounts
+            .push(json!({"name": TOKENS_VOLUME, "mountPath": TOKENS_DIRECTORY, "readOnly": true}));
     }
-    let storage = (settings.cache == Cache::EmptyDir).then(|| empty_dir_bytes(settings.cache_bytes));
+    let storage =
+        (settings.cache == Cache::EmptyDir).then(|| empty_dir_bytes(settings.cache_bytes));
     let memory = settings.memory_bytes.saturating_add(WORKER_BYTES);
     let memory = (memory, memory.saturating_add(RUN_BYTES));
     let over = &plan.defaults.resources.worker;
@@ -350,7 +383,9 @@ fn worker(plan: &Plan<'_>) -> Value {
     let mut ports = Vec::new();
     if plan.host_network {
         // Declared, so that the scheduler puts no two pods with the same ports on one node.
-        for (name, port) in [("warpdrive-s3", plan.ports.s3), ("warpdrive-admin", Some(plan.ports.admin))] {
+        for (name, port) in
+            [("warpdrive-s3", plan.ports.s3), ("warpdrive-admin", Some(plan.ports.admin))]
+        {
             if let Some(port) = port {
                 ports.push(json!({"name": name, "containerPort": port, "hostPort": port, "protocol": "TCP"}));
             }
@@ -376,11 +411,15 @@ fn worker(plan: &Plan<'_>) -> Value {
 const METRICS_PORT_NAME: &str = "wd-metrics";
 
 fn warmer(plan: &Plan<'_>, name: &str, arguments: &[String]) -> Value {
-    container(plan, name, json!({
-        "command": command(arguments),
-        "securityContext": restricted(),
-        "resources": plan.budget.resources(SMALL_MILLI, WARM_BYTES, None, &plan.defaults.resources.warm),
-    }))
+    container(
+        plan,
+        name,
+        json!({
+            "command": command(arguments),
+            "securityContext": restricted(),
+            "resources": plan.budget.resources(SMALL_MILLI, WARM_BYTES, None, &plan.defaults.resources.warm),
+        }),
+    )
 }
 
 /// The containers that the plan needs, in order.
@@ -394,6 +433,27 @@ pub(super) fn wanted(plan: &Plan<'_>) -> Vec<Value> {
     all
 }
 
+/// Takes away what another mode needed: mounts of our volumes and ports that are not wanted now.
+fn forget(there: &mut Value, wanted: &Value) {
+    let kept = |list: &str, key: &str, item: &Value| {
+        array(wanted, list).iter().any(|one| one.get(key) == item.get(key))
+    };
+    let is_port = |name: &str| name == METRICS_PORT_NAME || name.starts_with("warpdrive");
+    let lists: [(&str, &str, &dyn Fn(&str) -> bool); 2] = [
+        ("volumeMounts", "mountPath", &super::volumes::is_ours),
+        ("ports", "containerPort", &is_port),
+    ];
+    for (list, key, ours) in lists {
+        let Some(items) = there.get_mut(list).and_then(Value::as_array_mut) else { continue };
+        items.retain(|item| !text(item, "name").is_some_and(ours) || kept(list, key, item));
+        if items.is_empty()
+            && let Some(there) = there.as_object_mut()
+        {
+            there.remove(list);
+        }
+    }
+}
+
 /// Puts them behind the leading containers of a mesh and before everybody else's.
 pub(super) fn put(spec: &mut Map<String, Value>, plan: &Plan<'_>) {
     let there = array_mut(spec, "initContainers");
@@ -402,15 +462,14 @@ pub(super) fn put(spec: &mut Map<String, Value>, plan: &Plan<'_>) {
     let mesh = others.iter().take_while(|container| plan.is_mesh(container)).count();
     let ours: Vec<Value> = wanted(plan)
         .into_iter()
-        .map(|wanted| {
-            match old.iter().position(|old| text(old, "name") == text(&wanted, "name")) {
-                Some(at) => {
-                    let mut merged = old.swap_remove(at);
-                    merge::into_value(&mut merged, &wanted);
-                    merged
-                }
-                None => wanted,
+        .map(|wanted| match old.iter().position(|old| text(old, "name") == text(&wanted, "name")) {
+            Some(at) => {
+                let mut merged = old.swap_remove(at);
+                forget(&mut merged, &wanted);
+                merge::into_value(&mut merged, &wanted);
+                merged
             }
+            None => wanted,
         })
         .collect();
     let rest = others.split_off(mesh);

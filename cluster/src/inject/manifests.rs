@@ -128,7 +128,8 @@ impl Work<'_> {
             return Ok(());
         }
         let owner = Owner::of(document);
-        let is_list = owner.kind.ends_with("List") && document.get("items").is_some_and(Value::is_sequence);
+        let is_list =
+            owner.kind.ends_with("List") && document.get("items").is_some_and(Value::is_sequence);
         if is_list {
             if let Some(items) = document.get_mut("items") {
                 self.document(items)?;
@@ -177,7 +178,12 @@ impl Work<'_> {
         }
     }
 
-    fn template(&mut self, document: &mut Value, path: &[Step], owner: &Owner) -> Result<(), String> {
+    fn template(
+        &mut self,
+        document: &mut Value,
+        path: &[Step],
+        owner: &Owner,
+    ) -> Result<(), String> {
         let Some(template) = at(document, path) else { return Ok(()) };
         let pod = as_json(template).map_err(|e| format!("{}: {e}", owner.label(path)))?;
         let operations = self.pod(&pod, self.defaults, owner, path)?;
@@ -189,11 +195,12 @@ impl Work<'_> {
     fn argo(&mut self, document: &mut Value, path: &[Step], owner: &Owner) -> Result<(), String> {
         let said = |e: String| format!("{}: {e}", owner.label(path));
         let Some(template) = at(document, path) else { return Ok(()) };
-        let workflow = at(document, &path[..path.len() - 2]).map(as_json).transpose().map_err(said)?;
+        let workflow =
+            at(document, &path[..path.len() - 2]).map(as_json).transpose().map_err(said)?;
         let workflow = workflow.unwrap_or_default();
         let template = as_json(template).map_err(said)?;
         let main = if template.get("script").is_some() { "script" } else { "container" };
-        let mut pod = serde_json::json!({"metadata": {}, "spec": {}});
+        let mut pod = serde_json::json!({"spec": {}});
         if let Some(metadata) = template.get("metadata") {
             pod["metadata"] = metadata.clone();
         }
@@ -202,7 +209,9 @@ impl Work<'_> {
         let mut containers = vec![first];
         containers.extend(template["sidecars"].as_array().cloned().unwrap_or_default());
         pod["spec"]["containers"] = containers.into();
-        for (name, also) in [("initContainers", false), ("volumes", false), ("securityContext", true)] {
+        for (name, also) in
+            [("initContainers", false), ("volumes", false), ("securityContext", true)]
+        {
             let inherited = also.then(|| workflow.get(name)).flatten();
             if let Some(value) = template.get(name).or(inherited) {
                 pod["spec"][name] = value.clone();
@@ -213,9 +222,13 @@ impl Work<'_> {
         }
         // What the workflow says of all its pods comes before the administrator's defaults.
         let mut defaults = self.defaults.clone();
-        if let Some(all) = workflow.pointer("/podMetadata/annotations").and_then(|all| all.as_object()) {
+        if let Some(all) =
+            workflow.pointer("/podMetadata/annotations").and_then(|all| all.as_object())
+        {
             for (key, value) in all {
-                if let (Some(name), Some(value)) = (key.strip_prefix(crate::names::ANNOTATION_PREFIX), value.as_str()) {
+                if let (Some(name), Some(value)) =
+                    (key.strip_prefix(crate::names::ANNOTATION_PREFIX), value.as_str())
+                {
                     defaults.annotations.insert(name.to_owned(), value.to_owned());
                 }
             }
@@ -240,10 +253,14 @@ impl Work<'_> {
         here: &mut Vec<Operation>,
         label: &str,
     ) {
-        let (Operation::Add { value, .. } | Operation::Replace { value, .. }) = operation else { return };
+        let (Operation::Add { value, .. } | Operation::Replace { value, .. }) = operation else {
+            return;
+        };
         let text = serde_json::json!({"terminationGracePeriodSeconds": value}).to_string();
         match template.get("podSpecPatch") {
-            None => here.push(Operation::Add { path: "/podSpecPatch".to_owned(), value: text.into() }),
+            None => {
+                here.push(Operation::Add { path: "/podSpecPatch".to_owned(), value: text.into() })
+            }
             Some(theirs) if theirs.as_str() == Some(&text) => {}
             Some(_) => self.notes.push(format!("{label}: add {text} to its podSpecPatch")),
         }
@@ -266,7 +283,9 @@ fn argo_place(operation: &Operation, main: &str) -> Option<Operation> {
         Some(path.strip_prefix("/spec").unwrap_or(path).to_owned())
     };
     Some(match operation {
-        Operation::Add { path, value } => Operation::Add { path: moved(path)?, value: value.clone() },
+        Operation::Add { path, value } => {
+            Operation::Add { path: moved(path)?, value: value.clone() }
+        }
         Operation::Replace { path, value } => {
             Operation::Replace { path: moved(path)?, value: value.clone() }
         }
@@ -280,7 +299,8 @@ fn as_json(value: &Value) -> Result<serde_json::Value, String> {
 
 /// Finds pod templates: objects with a `spec` that has a list of `containers` with names.
 fn find(value: &Value, path: &mut Vec<Step>, found: &mut Vec<Vec<Step>>) {
-    let containers = value.get("spec").and_then(|spec| spec.get("containers")).and_then(Value::as_sequence);
+    let containers =
+        value.get("spec").and_then(|spec| spec.get("containers")).and_then(Value::as_sequence);
     let named = |container: &Value| container.get("name").is_some_and(Value::is_string);
     if containers.is_some_and(|all| !all.is_empty() && all.iter().all(named)) {
         found.push(path.clone());
@@ -317,10 +337,14 @@ fn find_argo(document: &Value, found: &mut Vec<Vec<Step>>) {
         return;
     }
     for above in [&["spec"][..], &["spec", "workflowSpec"]] {
-        let path: Vec<Step> = above.iter().chain(&["templates"]).map(|key| Step::Key((*key).to_owned())).collect();
+        let path: Vec<Step> =
+            above.iter().chain(&["templates"]).map(|key| Step::Key((*key).to_owned())).collect();
         let templates = at(document, &path).and_then(Value::as_sequence);
         for (index, template) in templates.into_iter().flatten().enumerate() {
-            if ["container", "script"].iter().any(|main| template.get(*main).is_some_and(Value::is_mapping)) {
+            if ["container", "script"]
+                .iter()
+                .any(|main| template.get(*main).is_some_and(Value::is_mapping))
+            {
                 let mut path = path.clone();
                 path.push(Step::Index(index));
                 found.push(path);

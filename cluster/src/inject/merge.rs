@@ -55,7 +55,8 @@ pub(super) fn into_value(there: &mut Value, ours: &Value) {
 /// The same for a list; what is not there yet is added at the end.
 pub(super) fn into_list(there: &mut Vec<Value>, ours: &[Value], key: Key) {
     for wanted in ours {
-        let same = |item: &&mut Value| item.get(key.0).is_some_and(|id| Some(id) == wanted.get(key.0));
+        let same =
+            |item: &&mut Value| item.get(key.0).is_some_and(|id| Some(id) == wanted.get(key.0));
         match there.iter_mut().find(same) {
             Some(item) => into_value(item, wanted),
             None => there.push(wanted.clone()),

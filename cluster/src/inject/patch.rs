@@ -52,14 +52,18 @@ fn differ(before: &Value, after: &Value, path: &mut String, operations: &mut Vec
             }
             for (name, value) in after {
                 at(path, name, |path| match before.get(name) {
-                    None => operations.push(Operation::Add { path: path.clone(), value: value.clone() }),
+                    None => {
+                        operations.push(Operation::Add { path: path.clone(), value: value.clone() })
+                    }
                     Some(old) => differ(old, value, path, operations),
                 });
             }
         }
         (Value::Array(before), Value::Array(after)) => lists(before, after, path, operations),
         (before, after) if before == after => {}
-        (_, after) => operations.push(Operation::Replace { path: path.clone(), value: after.clone() }),
+        (_, after) => {
+            operations.push(Operation::Replace { path: path.clone(), value: after.clone() })
+        }
     }
 }
 
@@ -96,11 +100,14 @@ fn lists(before: &[Value], after: &[Value], path: &mut String, operations: &mut 
         return;
     }
     let Some(kept) = common(before, after) else {
-        operations.push(Operation::Replace { path: path.clone(), value: Value::Array(after.to_vec()) });
+        operations
+            .push(Operation::Replace { path: path.clone(), value: Value::Array(after.to_vec()) });
         return;
     };
     for index in (0..before.len()).rev().filter(|index| !kept.iter().any(|(old, _)| old == index)) {
-        at(path, &index.to_string(), |path| operations.push(Operation::Remove { path: path.clone() }));
+        at(path, &index.to_string(), |path| {
+            operations.push(Operation::Remove { path: path.clone() })
+        });
     }
     let mut kept = kept.into_iter().peekable();
     for (index, value) in after.iter().enumerate() {

@@ -31,14 +31,21 @@ const CREDENTIALS: &[&str] = &[
 
 /// Refuses ports that a container of the author's has.
 pub(super) fn ports_are_free(spec: &Value, plan: &Plan<'_>) -> Result<(), Denial> {
-    let wanted = [("s3-port", plan.ports.s3), ("admin-port", Some(plan.ports.admin)), ("metrics", plan.ports.metrics)];
+    let wanted = [
+        ("s3-port", plan.ports.s3),
+        ("admin-port", Some(plan.ports.admin)),
+        ("metrics", plan.ports.metrics),
+    ];
     for list in ["containers", "initContainers"] {
         for container in array(spec, list) {
             let name = text(container, "name").unwrap_or("");
             if super::containers::is_ours(name) {
                 continue;
             }
-            for port in array(container, "ports").iter().filter_map(|port| port.get("containerPort")?.as_u64()) {
+            for port in array(container, "ports")
+                .iter()
+                .filter_map(|port| port.get("containerPort")?.as_u64())
+            {
                 let taken = wanted.iter().find(|(_, wanted)| wanted.map(u64::from) == Some(port));
                 if let Some((annotation, _)) = taken {
                     let name = quoted(name);
@@ -46,7 +53,10 @@ pub(super) fn ports_are_free(spec: &Value, plan: &Plan<'_>) -> Result<(), Denial
                         "metrics" => "write off, or change the container's port",
                         _ => "choose another port",
                     };
-                    return Err(Denial::of(annotation, format_args!("port {port} is used by container {name}, {instead}")));
+                    return Err(Denial::of(
+                        annotation,
+                        format_args!("port {port} is used by container {name}, {instead}"),
+                    ));
                 }
             }
         }
@@ -69,8 +79,16 @@ pub(super) fn serve(
             .collect();
         if let Some(name) = names.iter().find(|name| !there.contains(&name.as_str())) {
             let name = quoted(name);
-            return Err(Denial::of("containers", format_args!("the pod has no container {name}, write names of its containers")));
+            return Err(Denial::of(
+                "containers",
+                format_args!("the pod has no container {name}, write names of its containers"),
+            ));
         }
+    }
+    if plan.host_network && plan.ports.s3.is_some() {
+        warnings.push(
+            "hostNetwork: every process of the node can reach the pod's S3 endpoint; write warpdrive.io/s3: \"off\" where that is too many".to_owned(),
+        );
     }
     for list in ["initContainers", "containers"] {
         let Some(containers) = spec.get_mut(list).and_then(Value::as_array_mut) else { continue };
@@ -83,7 +101,8 @@ pub(super) fn serve(
                 Some(names) => names.contains(&name),
                 None => !plan.is_foreign(container),
             };
-            let container = container.as_object_mut().expect("shape::check has seen that it is an object");
+            let container =
+                container.as_object_mut().expect("shape::check has seen that it is an object");
             mount(container, plan, &name, chosen)?;
             if chosen {
                 variables(container, plan);
@@ -101,11 +120,19 @@ pub(super) fn serve(
 }
 
 /// The mount at each wished path, and nowhere else.
-fn mount(container: &mut Map<String, Value>, plan: &Plan<'_>, name: &str, chosen: bool) -> Result<(), Denial> {
+fn mount(
+    container: &mut Map<String, Value>,
+    plan: &Plan<'_>,
+    name: &str,
+    chosen: bool,
+) -> Result<(), Denial> {
     let settings = plan.settings;
     let paths: &[String] = if chosen && settings.mode != Mode::S3 { &settings.mounts } else { &[] };
     let bare = |path: &str| path.trim_end_matches('/').to_owned();
-    let has = container.get("volumeMounts").and_then(Value::as_array).is_some_and(|mounts| !mounts.is_empty());
+    let has = container
+        .get("volumeMounts")
+        .and_then(Value::as_array)
+        .is_some_and(|mounts| !mounts.is_empty());
     if !has && paths.is_empty() {
         return Ok(());
     }
@@ -126,10 +153,15 @@ fn mount(container: &mut Map<String, Value>, plan: &Plan<'_>, name: &str, chosen
             within(&bare(theirs), path).then_some(theirs)
         });
         if let Some(theirs) = clash {
-            return Err(Denial::of("mounts", format_args!(
-                "container {} has a volume of its own at {}, in the way of {}: choose another path, or other containers",
-                quoted(name), quoted(theirs), quoted(path)
-            )));
+            return Err(Denial::of(
+                "mounts",
+                format_args!(
+                    "container {} has a volume of its own at {}, in the way of {}: choose another path, or other containers",
+                    quoted(name),
+                    quoted(theirs),
+                    quoted(path)
+                ),
+            ));
         }
         let mut wanted = json!({
             "name": MOUNT_VOLUME,
@@ -140,10 +172,15 @@ fn mount(container: &mut Map<String, Value>, plan: &Plan<'_>, name: &str, chosen
         if settings.mode == Mode::Sidecar {
             wanted["subPath"] = json!(MOUNT_SUBDIRECTORY);
         }
-        match mounts.iter_mut().find(|mount| text(mount, "mountPath").is_some_and(|at| bare(at) == *path)) {
+        match mounts
+            .iter_mut()
+            .find(|mount| text(mount, "mountPath").is_some_and(|at| bare(at) == *path))
+        {
             Some(there) => {
                 // Between modes: a CSI volume has no subdirectory.
-                if settings.mode != Mode::Sidecar && let Some(there) = there.as_object_mut() {
+                if settings.mode != Mode::Sidecar
+                    && let Some(there) = there.as_object_mut()
+                {
                     there.remove("subPath");
                 }
                 super::merge::into_value(there, &wanted);
@@ -192,7 +229,8 @@ fn variables(container: &mut Map<String, Value>, plan: &Plan<'_>) {
     if own(ENDPOINTS) {
         return;
     }
-    let skipped: Vec<&str> = [REGIONS, CREDENTIALS].into_iter().filter(|names| own(names)).flatten().copied().collect();
+    let skipped: Vec<&str> =
+        [REGIONS, CREDENTIALS].into_iter().filter(|names| own(names)).flatten().copied().collect();
     let set: Vec<_> = now.iter().filter(|(name, _)| !skipped.contains(name)).collect();
     let env = array_mut(container, "env");
     for (name, value) in set {

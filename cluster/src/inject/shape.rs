@@ -31,7 +31,10 @@ pub(super) fn object_mut<'a>(of: &'a mut Value, name: &str) -> &'a mut Map<Strin
 }
 
 /// The same of a map.
-pub(super) fn entry_object<'a>(of: &'a mut Map<String, Value>, name: &str) -> &'a mut Map<String, Value> {
+pub(super) fn entry_object<'a>(
+    of: &'a mut Map<String, Value>,
+    name: &str,
+) -> &'a mut Map<String, Value> {
     let member = of.entry(name).or_insert(Value::Null);
     if !member.is_object() {
         *member = Value::Object(Map::new());
@@ -50,7 +53,9 @@ pub(super) fn array_mut<'a>(of: &'a mut Map<String, Value>, name: &str) -> &'a m
 
 /// Refuses a spec whose lists are something else: the API server would have, too.
 pub(super) fn check(spec: &Value) -> Result<(), Denial> {
-    for list in ["containers", "initContainers", "ephemeralContainers", "volumes", "imagePullSecrets"] {
+    for list in
+        ["containers", "initContainers", "ephemeralContainers", "volumes", "imagePullSecrets"]
+    {
         objects(spec, list, &format!("spec.{list}"))?;
     }
     for list in ["containers", "initContainers"] {

@@ -38,7 +38,11 @@ impl Status {
         Some(Self {
             version: status.get("version")?.as_str()?.to_owned(),
             mode: status.get("mode")?.as_str()?.to_owned(),
-            ports: port("admin").map(|admin| Ports { s3: port("s3"), admin, metrics: port("metrics") }),
+            ports: port("admin").map(|admin| Ports {
+                s3: port("s3"),
+                admin,
+                metrics: port("metrics"),
+            }),
             grace: grace("from").zip(grace("to")),
         })
     }

@@ -27,7 +27,8 @@ const KEPT_FREE_BYTES: u64 = 1 << 30;
 
 /// Whether a volume is one of ours.
 pub(super) fn is_ours(name: &str) -> bool {
-    [MOUNT_VOLUME, RUN_VOLUME, SOCKET_VOLUME, CACHE_VOLUME, CONFIG_VOLUME, TOKENS_VOLUME].contains(&name)
+    [MOUNT_VOLUME, RUN_VOLUME, SOCKET_VOLUME, CACHE_VOLUME, CONFIG_VOLUME, TOKENS_VOLUME]
+        .contains(&name)
 }
 
 /// What the disk tier takes of a node's disk at most: an `emptyDir` that grows above its limit costs
@@ -38,7 +39,9 @@ pub(super) fn empty_dir_bytes(capacity: u64) -> u64 {
 
 /// What a claim for the disk tier asks for: a file system keeps a tenth for itself.
 fn claim_bytes(capacity: u64) -> u64 {
-    round_mib(capacity.saturating_add(capacity / 10).saturating_add(KEPT_FREE_BYTES + LEAST_SLACK_BYTES))
+    round_mib(
+        capacity.saturating_add(capacity / 10).saturating_add(KEPT_FREE_BYTES + LEAST_SLACK_BYTES),
+    )
 }
 
 fn round_mib(bytes: u64) -> u64 {
@@ -66,9 +69,9 @@ pub(super) fn wanted(plan: &Plan<'_>) -> Vec<Value> {
     let capacity = settings.cache_bytes;
     let cache = match &settings.cache {
         Cache::Memory => None,
-        Cache::EmptyDir => {
-            Some(json!({"emptyDir": {"sizeLimit": quantity::print_bytes(empty_dir_bytes(capacity))}}))
-        }
+        Cache::EmptyDir => Some(
+            json!({"emptyDir": {"sizeLimit": quantity::print_bytes(empty_dir_bytes(capacity))}}),
+        ),
         Cache::Ephemeral(class) => {
             let mut spec = json!({
                 "accessModes": ["ReadWriteOnce"],

@@ -27,24 +27,79 @@ const fn row(
 
 /// Every annotation that a pod may carry.
 pub const ANNOTATIONS: &[Annotation] = &[
-    row("mode", "`sidecar`, `csi`, `s3`", "sidecar", "who makes the mount: a privileged container of the pod, the node service, nobody"),
-    row("config", "`NAME[/KEY]`, `configmap:NAME[/KEY]`, `secret:NAME[/KEY]`", "warpdrive/warpdrive.yaml", "the configuration, a key of a ConfigMap or Secret of the pod's namespace"),
-    row("env-from", "`secret:NAME`, `configmap:NAME`, separated by commas; a bare `NAME` is a Secret", "", "variables of the worker, for `env:` and `${...}` in the configuration"),
-    row("mounts", "absolute paths, separated by commas", "/data", "where the mount is seen in the containers"),
-    row("containers", "names, separated by commas", "", "the containers that get mount and S3 variables; default all, init containers included"),
+    row(
+        "mode",
+        "`sidecar`, `csi`, `s3`",
+        "sidecar",
+        "who makes the mount: a privileged container of the pod, the node service, nobody",
+    ),
+    row(
+        "config",
+        "`NAME[/KEY]`, `configmap:NAME[/KEY]`, `secret:NAME[/KEY]`",
+        "warpdrive/warpdrive.yaml",
+        "the configuration, a key of a ConfigMap or Secret of the pod's namespace",
+    ),
+    row(
+        "env-from",
+        "`secret:NAME`, `configmap:NAME`, separated by commas; a bare `NAME` is a Secret",
+        "",
+        "variables of the worker, for `env:` and `${...}` in the configuration",
+    ),
+    row(
+        "mounts",
+        "absolute paths, separated by commas",
+        "/data",
+        "where the mount is seen in the containers",
+    ),
+    row(
+        "containers",
+        "names, separated by commas",
+        "",
+        "the containers that get mount and S3 variables; default all, init containers included",
+    ),
     row("read-only", "`true`, `false`", "true", "whether the mount is read-only in the containers"),
-    row("cache", "`emptyDir`, `memory`, `ephemeral[:CLASS]`, `pvc:NAME`, `hostPath:/PATH`", "emptyDir", "where the disk tier is; `memory` is none"),
+    row(
+        "cache",
+        "`emptyDir`, `memory`, `ephemeral[:CLASS]`, `pvc:NAME`, `hostPath:/PATH`",
+        "emptyDir",
+        "where the disk tier is; `memory` is none",
+    ),
     row("cache-size", "a size", "10Gi", "capacity of the disk tier"),
     row("memory", "a size", "256Mi", "capacity of the memory tier"),
-    row("warm", "`all`, or `BUCKET[/PREFIX]` separated by commas", "", "what is fetched before the user's containers start"),
-    row("s3", "`on`, `off`, `anonymous`", "on", "the S3 endpoint and the variables that point to it"),
+    row(
+        "warm",
+        "`all`, or `BUCKET[/PREFIX]` separated by commas",
+        "",
+        "what is fetched before the user's containers start",
+    ),
+    row(
+        "s3",
+        "`on`, `off`, `anonymous`",
+        "on",
+        "the S3 endpoint and the variables that point to it",
+    ),
     row("s3-port", "1024 to 65535", "9000", "port of the S3 endpoint, on loopback"),
     row("admin-port", "1024 to 65535", "9091", "port of the admin endpoint, on loopback"),
     row("metrics", "`on`, `off`", "on", "metrics on port 9090; with `hostNetwork` always off"),
-    row("flush-seconds", "0 to 86400", "20", "time for what is in flight at the end; added to the pod's grace period"),
-    row("token-audiences", "audiences, separated by commas", "", "service-account tokens for the worker, one file each below `/var/run/secrets/warpdrive.io/tokens`"),
+    row(
+        "flush-seconds",
+        "0 to 86400",
+        "20",
+        "time for what is in flight at the end; added to the pod's grace period",
+    ),
+    row(
+        "token-audiences",
+        "audiences, separated by commas",
+        "",
+        "service-account tokens for the worker, one file each below `/var/run/secrets/warpdrive.io/tokens`",
+    ),
     row("cpu", "a CPU quantity", "250m", "CPU request of the worker"),
-    row("log-level", "`error`, `warn`, `info`, `debug`, `trace`, or a filter such as `info,backends=debug`", "", "what the worker logs"),
+    row(
+        "log-level",
+        "`error`, `warn`, `info`, `debug`, `trace`, or a filter such as `info,backends=debug`",
+        "",
+        "what the worker logs",
+    ),
 ];
 
 /// The annotation whose name is near a wrong one: at most two letters are different, or it is the

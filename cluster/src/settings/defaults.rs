@@ -140,9 +140,9 @@ impl Defaults {
     /// # Errors
     /// Without a `=`.
     pub fn set(&mut self, assignment: &str) -> Result<(), String> {
-        let (name, value) = assignment
-            .split_once('=')
-            .ok_or_else(|| format!("`{assignment}`: write ANNOTATION=VALUE, such as cache-size=50Gi"))?;
+        let (name, value) = assignment.split_once('=').ok_or_else(|| {
+            format!("`{assignment}`: write ANNOTATION=VALUE, such as cache-size=50Gi")
+        })?;
         self.annotations.remove(name.trim());
         self.annotations.insert(short(name.trim()).to_owned(), value.trim().to_owned());
         Ok(())

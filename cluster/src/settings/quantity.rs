@@ -132,14 +132,18 @@ mod tests {
         ] {
             assert_eq!(bytes(text), Some(wanted), "{text}");
         }
-        for bad in ["", "ten", "10Q", "-1", "1m", "1.2.3", ".", "Gi", "1e", "1e99", "99999999P", "1Gi x"] {
+        for bad in
+            ["", "ten", "10Q", "-1", "1m", "1.2.3", ".", "Gi", "1e", "1e99", "99999999P", "1Gi x"]
+        {
             assert_eq!(bytes(bad), None, "{bad}");
         }
     }
 
     #[test]
     fn processors_are_read() {
-        for (text, wanted) in [("2", 2000), ("500m", 500), ("0.5", 500), ("0.0001", 1), ("1.5", 1500)] {
+        for (text, wanted) in
+            [("2", 2000), ("500m", 500), ("0.5", 500), ("0.0001", 1), ("1.5", 1500)]
+        {
             assert_eq!(milli(text), Some(wanted), "{text}");
         }
         for bad in ["", "x", "1k", "1Gi", "m", "99999999"] {

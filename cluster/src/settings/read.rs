@@ -45,9 +45,9 @@ impl<'a> Reader<'a> {
                         continue;
                     }
                     known(key, name)?;
-                    let text = value.as_str().ok_or_else(|| {
-                        Denial::of(name, "is not text, write it in quotes")
-                    })?;
+                    let text = value
+                        .as_str()
+                        .ok_or_else(|| Denial::of(name, "is not text, write it in quotes"))?;
                     own.insert(name, text.trim());
                 }
             }
@@ -91,14 +91,23 @@ impl<'a> Reader<'a> {
         }
         let items: Vec<&str> = text.split(',').map(str::trim).collect();
         if items.len() > MOST_ITEMS {
-            return Err(Denial::of(name, format_args!("has {} items, at most {MOST_ITEMS} are allowed", items.len())));
+            return Err(Denial::of(
+                name,
+                format_args!("has {} items, at most {MOST_ITEMS} are allowed", items.len()),
+            ));
         }
         if items.iter().any(|item| item.is_empty()) {
-            return Err(Denial::of(name, "has an empty item, write items with one comma between two"));
+            return Err(Denial::of(
+                name,
+                "has an empty item, write items with one comma between two",
+            ));
         }
         for (at, item) in items.iter().enumerate() {
             if items[..at].contains(item) {
-                return Err(Denial::of(name, format_args!("names {} twice, once is enough", quoted(item))));
+                return Err(Denial::of(
+                    name,
+                    format_args!("names {} twice, once is enough", quoted(item)),
+                ));
             }
         }
         Ok(items)
@@ -108,10 +117,14 @@ impl<'a> Reader<'a> {
         let text = self.text(name);
         let least_printed = quantity::print_bytes(least);
         match quantity::bytes(text) {
-            None => Err(Denial::of(name, format_args!("{} is not a size, write 50Gi or 200GB", quoted(text)))),
-            Some(bytes) if bytes < least => {
-                Err(Denial::of(name, format_args!("{} is too small, at least {least_printed} is needed", quoted(text))))
-            }
+            None => Err(Denial::of(
+                name,
+                format_args!("{} is not a size, write 50Gi or 200GB", quoted(text)),
+            )),
+            Some(bytes) if bytes < least => Err(Denial::of(
+                name,
+                format_args!("{} is too small, at least {least_printed} is needed", quoted(text)),
+            )),
             Some(bytes) => Ok(bytes),
         }
     }
@@ -121,7 +134,10 @@ impl<'a> Reader<'a> {
         // Lower ports take a capability that the worker does not have.
         match text.parse::<u16>() {
             Ok(port) if port >= 1024 => Ok(Some(port)),
-            _ => Err(Denial::of(name, format_args!("{} is not a port from 1024 to 65535", quoted(text)))),
+            _ => Err(Denial::of(
+                name,
+                format_args!("{} is not a port from 1024 to 65535", quoted(text)),
+            )),
         }
     }
 
@@ -129,7 +145,10 @@ impl<'a> Reader<'a> {
         match self.text(name) {
             text if text == no => Ok(false),
             text if text == yes => Ok(true),
-            text => Err(Denial::of(name, format_args!("{} is not allowed, write {yes} or {no}", quoted(text)))),
+            text => Err(Denial::of(
+                name,
+                format_args!("{} is not allowed, write {yes} or {no}", quoted(text)),
+            )),
         }
     }
 }
@@ -182,12 +201,19 @@ fn is_name(text: &str) -> bool {
 /// Whether a text may be a key of a `ConfigMap`.
 fn is_key(text: &str) -> bool {
     let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
-    !text.is_empty() && text.len() <= 253 && text.bytes().all(plain) && !text.starts_with("..") && text != "."
+    !text.is_empty()
+        && text.len() <= 253
+        && text.bytes().all(plain)
+        && !text.starts_with("..")
+        && text != "."
 }
 
 /// An absolute path as the kernel would print it, without a trailing slash.
 fn absolute(text: &str) -> Option<String> {
     let trimmed = text.strip_suffix('/').unwrap_or(text);
+    if text == "/" {
+        return Some(String::new());
+    }
     let rest = trimmed.strip_prefix('/')?;
     let good = |part: &str| !part.is_empty() && part != "." && part != "..";
     // A colon ends a path for container runtimes.
@@ -205,14 +231,23 @@ fn mode(reader: &Reader<'_>) -> Result<Mode, Denial> {
         "sidecar" => Ok(Mode::Sidecar),
         "csi" => Ok(Mode::Csi),
         "s3" => Ok(Mode::S3),
-        text => Err(Denial::of("mode", format_args!("{} is not a mode, write sidecar, csi or s3", quoted(text)))),
+        text => Err(Denial::of(
+            "mode",
+            format_args!("{} is not a mode, write sidecar, csi or s3", quoted(text)),
+        )),
     }
 }
 
 fn config(reader: &Reader<'_>) -> Result<(Object, String), Denial> {
     let text = reader.text("config");
     let bad = || {
-        Denial::of("config", format_args!("{} names no object, write NAME, NAME/KEY, secret:NAME or secret:NAME/KEY", quoted(text)))
+        Denial::of(
+            "config",
+            format_args!(
+                "{} names no object, write NAME, NAME/KEY, secret:NAME or secret:NAME/KEY",
+                quoted(text)
+            ),
+        )
     };
     let (kind, rest) = text.split_once(':').unwrap_or(("configmap", text));
     let (name, key) = rest.split_once('/').unwrap_or((rest, CONFIG_KEY));
@@ -233,7 +268,13 @@ fn env_from(reader: &Reader<'_>) -> Result<Vec<Object>, Denial> {
         match kind.to_ascii_lowercase().as_str() {
             "secret" if is_name(name) => Ok(Object::Secret(name.to_owned())),
             "configmap" if is_name(name) => Ok(Object::ConfigMap(name.to_owned())),
-            _ => Err(Denial::of("env-from", format_args!("{} names no object, write secret:NAME or configmap:NAME", quoted(text)))),
+            _ => Err(Denial::of(
+                "env-from",
+                format_args!(
+                    "{} names no object, write secret:NAME or configmap:NAME",
+                    quoted(text)
+                ),
+            )),
         }
     };
     reader.list("env-from")?.into_iter().map(object).collect()
@@ -243,14 +284,34 @@ fn mounts(reader: &Reader<'_>) -> Result<Vec<String>, Denial> {
     let mut paths: Vec<String> = Vec::new();
     for text in reader.list("mounts")? {
         let path = absolute(text).ok_or_else(|| {
-            Denial::of("mounts", format_args!("{} is not an absolute path such as /data, without `..`, `//` and `:`", quoted(text)))
+            Denial::of(
+                "mounts",
+                format_args!(
+                    "{} is not an absolute path such as /data, without `..`, `//` and `:`",
+                    quoted(text)
+                ),
+            )
         })?;
         // What a container's root has to have; `/usr/share/data` is fine.
-        if path.is_empty() || SYSTEM_PATHS.contains(&path.as_str()) || ["/proc", "/sys", "/dev"].iter().any(|system| within(&path, system)) {
-            return Err(Denial::of("mounts", format_args!("{} belongs to the system, choose a path such as /data", quoted(text))));
+        if path.is_empty()
+            || SYSTEM_PATHS.contains(&path.as_str())
+            || ["/proc", "/sys", "/dev"].iter().any(|system| within(&path, system))
+        {
+            return Err(Denial::of(
+                "mounts",
+                format_args!("{} belongs to the system, choose a path such as /data", quoted(text)),
+            ));
         }
-        if let Some(other) = paths.iter().find(|other| within(&path, other) || within(other, &path)) {
-            return Err(Denial::of("mounts", format_args!("{} and {} overlap, the same data is in both: choose paths beside each other", quoted(&path), quoted(other))));
+        if let Some(other) = paths.iter().find(|other| within(&path, other) || within(other, &path))
+        {
+            return Err(Denial::of(
+                "mounts",
+                format_args!(
+                    "{} and {} overlap, the same data is in both: choose paths beside each other",
+                    quoted(&path),
+                    quoted(other)
+                ),
+            ));
         }
         paths.push(path);
     }
@@ -259,8 +320,13 @@ fn mounts(reader: &Reader<'_>) -> Result<Vec<String>, Denial> {
 
 fn containers(reader: &Reader<'_>) -> Result<Option<Vec<String>>, Denial> {
     let names = reader.list("containers")?;
-    if let Some(bad) = names.iter().find(|name| !is_name(name) || name.contains('.') || name.len() > 63) {
-        return Err(Denial::of("containers", format_args!("{} is not a container's name", quoted(bad))));
+    if let Some(bad) =
+        names.iter().find(|name| !is_name(name) || name.contains('.') || name.len() > 63)
+    {
+        return Err(Denial::of(
+            "containers",
+            format_args!("{} is not a container's name", quoted(bad)),
+        ));
     }
     Ok((!names.is_empty()).then(|| names.into_iter().map(str::to_owned).collect()))
 }
@@ -268,7 +334,13 @@ fn containers(reader: &Reader<'_>) -> Result<Option<Vec<String>>, Denial> {
 fn cache(reader: &Reader<'_>) -> Result<Cache, Denial> {
     let text = reader.text("cache");
     let bad = || {
-        Denial::of("cache", format_args!("{} is not a cache, write emptyDir, memory, ephemeral, ephemeral:CLASS, pvc:NAME or hostPath:/PATH", quoted(text)))
+        Denial::of(
+            "cache",
+            format_args!(
+                "{} is not a cache, write emptyDir, memory, ephemeral, ephemeral:CLASS, pvc:NAME or hostPath:/PATH",
+                quoted(text)
+            ),
+        )
     };
     Ok(match text.split_once(':') {
         None if text.eq_ignore_ascii_case("emptydir") => Cache::EmptyDir,
@@ -297,8 +369,18 @@ fn warm(reader: &Reader<'_>) -> Result<Option<Warm>, Denial> {
         let (bucket, prefix) = item.split_once('/').unwrap_or((item, ""));
         let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
         // A name that begins with a dash would be an option.
-        if item == "all" || bucket.is_empty() || bucket.starts_with('-') || !bucket.bytes().all(plain) {
-            return Err(Denial::of("warm", format_args!("{} is not allowed, write all, or BUCKET or BUCKET/PREFIX separated by commas", quoted(item))));
+        if item == "all"
+            || bucket.is_empty()
+            || bucket.starts_with('-')
+            || !bucket.bytes().all(plain)
+        {
+            return Err(Denial::of(
+                "warm",
+                format_args!(
+                    "{} is not allowed, write all, or BUCKET or BUCKET/PREFIX separated by commas",
+                    quoted(item)
+                ),
+            ));
         }
         these.push((bucket.to_owned(), prefix.to_owned()));
     }
@@ -310,7 +392,10 @@ fn s3(reader: &Reader<'_>) -> Result<S3, Denial> {
         "on" => Ok(S3::On),
         "off" => Ok(S3::Off),
         "anonymous" => Ok(S3::Anonymous),
-        text => Err(Denial::of("s3", format_args!("{} is not allowed, write on, off or anonymous", quoted(text)))),
+        text => Err(Denial::of(
+            "s3",
+            format_args!("{} is not allowed, write on, off or anonymous", quoted(text)),
+        )),
     }
 }
 
@@ -318,11 +403,24 @@ fn tokens(reader: &Reader<'_>) -> Result<Vec<(String, String)>, Denial> {
     let mut tokens: Vec<(String, String)> = Vec::new();
     for audience in reader.list("token-audiences")? {
         if audience.len() > 512 || audience.chars().any(|c| c.is_control() || c.is_whitespace()) {
-            return Err(Denial::of("token-audiences", format_args!("{} is not an audience, write a name or URL without spaces", quoted(audience))));
+            return Err(Denial::of(
+                "token-audiences",
+                format_args!(
+                    "{} is not an audience, write a name or URL without spaces",
+                    quoted(audience)
+                ),
+            ));
         }
         let file = token_file(audience);
         if let Some((other, _)) = tokens.iter().find(|(_, name)| *name == file) {
-            return Err(Denial::of("token-audiences", format_args!("{} and {} would both be the file `{file}`, leave one out", quoted(other), quoted(audience))));
+            return Err(Denial::of(
+                "token-audiences",
+                format_args!(
+                    "{} and {} would both be the file `{file}`, leave one out",
+                    quoted(other),
+                    quoted(audience)
+                ),
+            ));
         }
         tokens.push((audience.to_owned(), file));
     }
@@ -341,9 +439,11 @@ fn token_file(audience: &str) -> String {
 
 fn log_level(reader: &Reader<'_>) -> Result<Option<String>, Denial> {
     let Some(text) = reader.get("log-level") else { return Ok(None) };
-    let level = |level: &str| matches!(level, "off" | "error" | "warn" | "info" | "debug" | "trace");
+    let level =
+        |level: &str| matches!(level, "off" | "error" | "warn" | "info" | "debug" | "trace");
     let target = |name: &str| {
-        !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b':'))
+        !name.is_empty()
+            && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b':'))
     };
     let part = |part: &str| match part.split_once('=') {
         Some((name, end)) => target(name) && level(end),
@@ -352,14 +452,26 @@ fn log_level(reader: &Reader<'_>) -> Result<Option<String>, Denial> {
     if text.len() <= 256 && text.split(',').all(part) {
         return Ok(Some(text.to_owned()));
     }
-    Err(Denial::of("log-level", format_args!("{} is not a level, write error, warn, info, debug, trace, or a filter such as info,backends=debug", quoted(text))))
+    Err(Denial::of(
+        "log-level",
+        format_args!(
+            "{} is not a level, write error, warn, info, debug, trace, or a filter such as info,backends=debug",
+            quoted(text)
+        ),
+    ))
 }
 
 fn flush_seconds(reader: &Reader<'_>) -> Result<u32, Denial> {
     let text = reader.text("flush-seconds");
     match text.parse::<u32>() {
         Ok(seconds) if seconds <= MOST_FLUSH_SECONDS => Ok(seconds),
-        _ => Err(Denial::of("flush-seconds", format_args!("{} is not a whole number of seconds from 0 to {MOST_FLUSH_SECONDS}", quoted(text)))),
+        _ => Err(Denial::of(
+            "flush-seconds",
+            format_args!(
+                "{} is not a whole number of seconds from 0 to {MOST_FLUSH_SECONDS}",
+                quoted(text)
+            ),
+        )),
     }
 }
 
@@ -387,11 +499,17 @@ impl Settings {
             s3,
             s3_port: reader.port("s3-port")?,
             admin_port: reader.port("admin-port")?,
-            metrics: reader.get("metrics").map(|_| reader.flag("metrics", ["off", "on"])).transpose()?,
+            metrics: reader
+                .get("metrics")
+                .map(|_| reader.flag("metrics", ["off", "on"]))
+                .transpose()?,
             flush_seconds: flush_seconds(&reader)?,
             tokens: tokens(&reader)?,
             cpu_milli: quantity::milli(cpu).filter(|milli| *milli > 0).ok_or_else(|| {
-                Denial::of("cpu", format_args!("{} is not a number of processors, write 500m or 2", quoted(cpu)))
+                Denial::of(
+                    "cpu",
+                    format_args!("{} is not a number of processors, write 500m or 2", quoted(cpu)),
+                )
             })?,
             log_level: log_level(&reader)?,
         };
@@ -404,7 +522,10 @@ impl Settings {
         if self.mode == Mode::S3 {
             reader.pointless(&["mounts", "read-only"], "has no meaning in mode s3, which mounts nothing: leave it out, or choose mode sidecar or csi")?;
             if self.s3 == S3::Off {
-                return Err(Denial::of("s3", "`off` leaves nothing in mode s3: write on or anonymous, or choose mode sidecar or csi"));
+                return Err(Denial::of(
+                    "s3",
+                    "`off` leaves nothing in mode s3: write on or anonymous, or choose mode sidecar or csi",
+                ));
             }
         }
         if self.s3 == S3::Off {
@@ -416,12 +537,20 @@ impl Settings {
         let s3 = self.s3_port.unwrap_or(S3_PORT);
         let admin = self.admin_port.unwrap_or(ADMIN_PORT);
         if self.s3 != S3::Off && s3 == admin {
-            return Err(Denial::of("admin-port", format_args!("{admin} is the S3 endpoint's port too, choose two that differ")));
+            return Err(Denial::of(
+                "admin-port",
+                format_args!("{admin} is the S3 endpoint's port too, choose two that differ"),
+            ));
         }
         if self.metrics != Some(false) {
             for (name, port) in [("s3-port", s3), ("admin-port", admin)] {
                 if port == METRICS_PORT {
-                    return Err(Denial::of(name, format_args!("{port} is the port of the metrics, choose another or write metrics off")));
+                    return Err(Denial::of(
+                        name,
+                        format_args!(
+                            "{port} is the port of the metrics, choose another or write metrics off"
+                        ),
+                    ));
                 }
             }
         }

@@ -40,6 +40,33 @@ pub(super) fn at_mut<'a>(tree: &'a mut Value, path: &[Step]) -> Option<&'a mut V
     })
 }
 
+/// Members that people look for first, where they come.
+const FIRST: &[&str] = &["name", "image", "command", "restartPolicy"];
+
+/// What is added, with the members that say what it is before all others.
+fn readable(value: &serde_json::Value) -> Value {
+    match value {
+        serde_json::Value::Object(members) => {
+            let first = FIRST.iter().filter_map(|key| members.get_key_value(*key));
+            let rest = members.iter().filter(|(key, _)| !FIRST.contains(&key.as_str()));
+            let all = first
+                .chain(rest)
+                .map(|(key, member)| (Value::String(key.clone()), readable(member)));
+            Value::Mapping(all.collect())
+        }
+        serde_json::Value::Array(items) => Value::Sequence(items.iter().map(readable).collect()),
+        serde_json::Value::String(text) => Value::String(text.clone()),
+        serde_json::Value::Bool(flag) => Value::Bool(*flag),
+        serde_json::Value::Number(number) => number
+            .as_u64()
+            .map(Into::into)
+            .or_else(|| number.as_i64().map(Into::into))
+            .or_else(|| number.as_f64().map(Into::into))
+            .unwrap_or(Value::Null),
+        serde_json::Value::Null => Value::Null,
+    }
+}
+
 /// Applies a patch whose paths begin here.
 pub(super) fn apply(tree: &mut Value, operations: &[Operation]) -> Result<(), String> {
     operations.iter().try_for_each(|operation| one(tree, operation))
@@ -51,8 +78,9 @@ fn one(tree: &mut Value, operation: &Operation) -> Result<(), String> {
         Operation::Remove { path } => (path, None),
     };
     let gone = || format!("{path} is not there");
-    let value = value.map(serde_yaml::to_value).transpose().map_err(|e| e.to_string())?;
-    let mut steps: Vec<String> = path.split('/').skip(1).map(|step| step.replace("~1", "/").replace("~0", "~")).collect();
+    let value = value.map(readable);
+    let mut steps: Vec<String> =
+        path.split('/').skip(1).map(|step| step.replace("~1", "/").replace("~0", "~")).collect();
     let Some(last) = steps.pop() else {
         *tree = value.ok_or_else(gone)?;
         return Ok(());
@@ -65,8 +93,12 @@ fn one(tree: &mut Value, operation: &Operation) -> Result<(), String> {
         (Value::Sequence(items), _, value) => {
             let index: usize = last.parse().map_err(|_| gone())?;
             match (operation, value) {
-                (Operation::Add { .. }, Some(value)) if index <= items.len() => items.insert(index, value),
-                (Operation::Replace { .. }, Some(value)) if index < items.len() => items[index] = value,
+                (Operation::Add { .. }, Some(value)) if index <= items.len() => {
+                    items.insert(index, value)
+                }
+                (Operation::Replace { .. }, Some(value)) if index < items.len() => {
+                    items[index] = value
+                }
                 (Operation::Remove { .. }, _) if index < items.len() => drop(items.remove(index)),
                 _ => return Err(gone()),
             }
