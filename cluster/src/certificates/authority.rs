@@ -199,15 +199,17 @@ impl Kept {
 
     /// Makes and takes away what is due at `now`, and answers whether anything changed.
     ///
-    /// `settled`: every configuration has held the newest authority for [`Plan::settle`].
+    /// `settled`: every configuration has held [`Kept::newest`], as it is before the call, for
+    /// [`Plan::settle`].
     pub(super) fn advance(&mut self, now: u64, plan: &Plan, settled: bool) -> Result<bool, String> {
-        let before = self.clone();
+        let (before, mut settled) = (self.clone(), settled);
         // One that is unreadable or expired can verify nothing.
         self.authorities.retain(|authority| authority.ends().is_some_and(|ends| ends > now));
         if self.authorities.is_empty()
             || now + plan.authority.as_secs() / 3 >= self.authority_ends()
         {
             self.authorities.push(Authority::generate(now, plan)?);
+            settled = false;
         }
         self.renew(now, plan, settled)?;
         let newest = self.authorities.len() - 1;

@@ -112,6 +112,18 @@ fn after_a_long_sleep_everything_is_new() {
 }
 
 #[test]
+fn a_successor_does_not_issue_in_the_round_that_makes_it() {
+    let plan = plan(900, 300, 10);
+    let mut kept = Kept::default();
+    kept.advance(START, &plan, false).unwrap();
+    // Authority and certificate are due at the same moment, and the old authority is trusted everywhere.
+    let old = kept.bundle();
+    assert!(kept.advance(START + 600, &plan, true).unwrap());
+    assert_eq!(kept.authorities.len(), 2);
+    assert!(accepts(&old, &kept.pair().unwrap(), START + 600, &plan.names));
+}
+
+#[test]
 fn an_authority_that_is_done_keeps_no_key_and_leaves() {
     let plan = plan(900, 300, 10);
     let (mut kept, mut clock) = (Kept::default(), Clock::default());
@@ -129,8 +141,9 @@ fn an_authority_that_is_done_keeps_no_key_and_leaves() {
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(12))]
-    /// A server that shows a certificate as old as its life allows, called by somebody whose bundle is
-    /// up to `settle` old: accepted, at every moment, through several authorities.
+    /// A server that is behind by up to a third of a certificate's life (more, and it shows one that has
+    /// expired), called by somebody whose bundle is up to `settle` old: accepted, at every moment, through
+    /// several authorities.
     #[test]
     fn no_caller_ever_fails(
         certificate in 30_u64..100,
@@ -138,12 +151,13 @@ proptest! {
         settle in 1_u64..20,
         step in 1_u64..7,
         bundle_lag in 0_usize..20,
-        server_lag in 0_usize..40,
+        server_lag in 0_u64..100,
     ) {
         let plan = plan(3 * (certificate + settle + step) + extra, certificate, settle);
         let (mut kept, mut clock) = (Kept::default(), Clock::default());
         let (mut bundles, mut pairs) = (Vec::new(), Vec::new());
-        let (mut issuers, mut shown) = (std::collections::BTreeSet::new(), 0);
+        let mut issuers = std::collections::BTreeSet::new();
+        let server_lag = (certificate / 3).saturating_sub(step) * server_lag / 100;
         for now in (START..START + 4 * plan.authority.as_secs()).step_by(step as usize) {
             let settled = clock.settled(&kept, now, &plan);
             kept.advance(now, &plan, settled).unwrap();
@@ -153,14 +167,10 @@ proptest! {
             // Lags in seconds, as whole steps; a bundle is at most `settle` old.
             let lag = (bundle_lag as u64).min(settle) / step;
             let bundle = &bundles[bundles.len().saturating_sub(1 + lag as usize)];
-            let pair = &pairs[pairs.len().saturating_sub(1 + server_lag / step as usize)];
-            if pair.is_valid(now) && pair.not_after > now {
-                shown += 1;
-                prop_assert!(accepts(bundle, pair, now, &plan.names), "at {}", now - START);
-            }
+            let pair = &pairs[pairs.len().saturating_sub(1 + (server_lag / step) as usize)];
+            prop_assert!(accepts(bundle, pair, now, &plan.names), "at {}", now - START);
             prop_assert!(accepts(&bundles[bundles.len() - 1], &pairs[pairs.len() - 1], now, &plan.names));
         }
         prop_assert!(issuers.len() >= 4, "{}", issuers.len());
-        prop_assert!(shown > pairs.len() / 2);
     }
 }
