@@ -79,7 +79,8 @@ impl Hierarchies {
             let (parent, group) = (root.join(PARENT), self.group(root, uid));
             make(root, &parent)?;
             // The service of another node on this machine may have removed it as empty.
-            make(&parent, &group).or_else(|_| make(root, &parent).and_then(|()| make(&parent, &group)))?;
+            make(&parent, &group)
+                .or_else(|_| make(root, &parent).and_then(|()| make(&parent, &group)))?;
             File::options().write(true).open(group.join("cgroup.procs"))
         };
         self.roots.iter().map(door).collect::<io::Result<_>>().map(Doors)
@@ -90,7 +91,8 @@ impl Hierarchies {
     pub(super) fn kill(&self, uid: &str) {
         let until = Instant::now() + DIES_WITHIN;
         loop {
-            let inside: Vec<Pid> = self.roots.iter().flat_map(|root| self.inside(root, uid)).collect();
+            let inside: Vec<Pid> =
+                self.roots.iter().flat_map(|root| self.inside(root, uid)).collect();
             if inside.is_empty() || Instant::now() >= until {
                 return;
             }

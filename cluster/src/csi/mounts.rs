@@ -12,9 +12,7 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
-use rustix::mount::{
-    MoveMountFlags, OpenTreeFlags, UnmountFlags, move_mount, open_tree, unmount,
-};
+use rustix::mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags, move_mount, open_tree, unmount};
 
 /// The file system type that every mount of this program shows.
 const KIND: &str = "fuse.warpdrive";
@@ -183,7 +181,12 @@ mod tests {
         assert!(entry.is_own());
         let plain = parse(b"22 1 254:1 / / rw - ext4 /dev/root rw").unwrap();
         assert!(!plain.is_own());
-        for bad in [&b""[..], b"1 2 3", b"x 1 254:1 / / rw - ext4 /dev/root rw", b"22 1 254:1 / / rw - ext4"] {
+        for bad in [
+            &b""[..],
+            b"1 2 3",
+            b"x 1 254:1 / / rw - ext4 /dev/root rw",
+            b"22 1 254:1 / / rw - ext4",
+        ] {
             assert_eq!(parse(bad), None);
         }
     }

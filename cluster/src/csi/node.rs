@@ -96,14 +96,8 @@ impl Node {
     ) -> io::Result<Self> {
         let folders = Folders::make(plugin_dir)?;
         let records = Record::read_all(&folders.records)?;
-        let node = Self {
-            kubelet_dir,
-            folders,
-            starter,
-            hierarchies,
-            metrics,
-            pods: Mutex::default(),
-        };
+        let node =
+            Self { kubelet_dir, folders, starter, hierarchies, metrics, pods: Mutex::default() };
         let count = records.len();
         let mut holders = 0;
         for mut record in records {

@@ -99,12 +99,15 @@ impl Record {
             if path.extension().is_none_or(|extension| extension != "json") {
                 continue;
             }
-            let read = std::fs::read(&path).and_then(|bytes| Ok(serde_json::from_slice::<Self>(&bytes)?));
+            let read =
+                std::fs::read(&path).and_then(|bytes| Ok(serde_json::from_slice::<Self>(&bytes)?));
             match read {
                 Ok(record) if is_uid(&record.uid) && path == self::path(dir, &record.uid) => {
                     found.push(record.in_boot(&boot));
                 }
-                Ok(_) => tracing::warn!(path = %path.display(), "a record of another pod; left out"),
+                Ok(_) => {
+                    tracing::warn!(path = %path.display(), "a record of another pod; left out")
+                }
                 Err(error) => {
                     tracing::warn!(path = %path.display(), %error, "a record that cannot be read");
                 }

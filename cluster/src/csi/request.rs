@@ -9,9 +9,7 @@ use std::path::{Path, PathBuf};
 use tonic::Status;
 
 use super::proto::NodePublishVolumeRequest;
-use crate::names::{
-    CSI_ROLE, CSI_ROLE_MOUNT, CSI_ROLE_SOCKET, CSI_WORKER_UID, WORKER_ID,
-};
+use crate::names::{CSI_ROLE, CSI_ROLE_MOUNT, CSI_ROLE_SOCKET, CSI_WORKER_UID, WORKER_ID};
 
 /// What kubelet adds to the attributes of a volume begins with this.
 const KUBELET_PREFIX: &str = "csi.storage.k8s.io/";
@@ -108,9 +106,8 @@ impl Publish {
         }
         let target = Target::parse(&call.target_path, kubelet_dir)?;
         let context = &call.volume_context;
-        let of_kubelet = |name: &str| {
-            context.get(&format!("{KUBELET_PREFIX}{name}")).map_or("", String::as_str)
-        };
+        let of_kubelet =
+            |name: &str| context.get(&format!("{KUBELET_PREFIX}{name}")).map_or("", String::as_str);
         if of_kubelet("ephemeral") != "true" {
             return refused(
                 "only inline volumes (`csi:` in the pod itself) are served, no PersistentVolumes"
@@ -125,7 +122,8 @@ impl Publish {
             ));
         }
         let known = |name: &&String| {
-            ![CSI_ROLE, CSI_WORKER_UID].contains(&name.as_str()) && !name.starts_with(KUBELET_PREFIX)
+            ![CSI_ROLE, CSI_WORKER_UID].contains(&name.as_str())
+                && !name.starts_with(KUBELET_PREFIX)
         };
         if let Some(unknown) = context.keys().filter(known).min() {
             return refused(format!(

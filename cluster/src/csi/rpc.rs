@@ -5,8 +5,8 @@
 
 use std::convert::Infallible;
 use std::future::ready;
-use std::pin::Pin;
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
@@ -73,7 +73,11 @@ impl Service<http::Request<Body>> for Rpc {
     }
 }
 
-async fn route(facts: &Arc<Facts>, side: Side, request: http::Request<Body>) -> http::Response<Body> {
+async fn route(
+    facts: &Arc<Facts>,
+    side: Side,
+    request: http::Request<Body>,
+) -> http::Response<Body> {
     let method = request.uri().path().to_owned();
     match (side, &*method) {
         (Side::Driver, "/csi.v1.Identity/GetPluginInfo") => {
@@ -89,11 +93,13 @@ async fn route(facts: &Arc<Facts>, side: Side, request: http::Request<Body>) -> 
             "/csi.v1.Identity/GetPluginCapabilities" | "/csi.v1.Node/NodeGetCapabilities",
         ) => unary(request, |_: Empty| Empty {}).await,
         (Side::Driver, "/csi.v1.Identity/Probe") => {
-            unary(request, |_: Empty| ProbeResponse { ready: Some(BoolValue { value: true }) }).await
+            unary(request, |_: Empty| ProbeResponse { ready: Some(BoolValue { value: true }) })
+                .await
         }
         (Side::Driver, "/csi.v1.Node/NodeGetInfo") => {
             let node_id = facts.node_name.clone();
-            unary(request, |_: Empty| NodeGetInfoResponse { node_id, max_volumes_per_node: 0 }).await
+            unary(request, |_: Empty| NodeGetInfoResponse { node_id, max_volumes_per_node: 0 })
+                .await
         }
         (Side::Driver, "/csi.v1.Node/NodePublishVolume") => {
             let facts = Arc::clone(facts);
@@ -131,7 +137,10 @@ impl Facts {
         if status.plugin_registered {
             tracing::info!(driver = CSI_DRIVER, "registered with kubelet");
         } else {
-            tracing::warn!(error = status.error, "kubelet did not register the driver; it tries again");
+            tracing::warn!(
+                error = status.error,
+                "kubelet did not register the driver; it tries again"
+            );
         }
     }
 

@@ -98,7 +98,8 @@ fn bind(path: &Path) -> io::Result<UnixListener> {
     let shown = path.display();
     let named = |error: io::Error| io::Error::new(error.kind(), format!("`{shown}`: {error}"));
     if path.as_os_str().len() > MAX_PATH_BYTES {
-        let what = format!("`{shown}` is longer than the {MAX_PATH_BYTES} bytes of a socket's path");
+        let what =
+            format!("`{shown}` is longer than the {MAX_PATH_BYTES} bytes of a socket's path");
         return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
     }
     match path.symlink_metadata() {

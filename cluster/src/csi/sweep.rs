@@ -45,8 +45,9 @@ impl Sweeper {
     /// Detaches what is to go below a directory of pods, `except` leaves to others; how many went.
     pub(super) fn sweep(&mut self, pods: &Path, except: impl Fn(&Path) -> bool) -> usize {
         let Ok(table) = mounts::table() else { return 0 };
-        let is_candidate =
-            |entry: &Entry| entry.is_own() && entry.target.starts_with(pods) && !except(&entry.target);
+        let is_candidate = |entry: &Entry| {
+            entry.is_own() && entry.target.starts_with(pods) && !except(&entry.target)
+        };
         let own: Vec<_> = table.into_iter().filter(is_candidate).collect();
         let dead: Vec<_> = own.into_iter().filter(|entry| self.is_dead(entry)).collect();
         let now = Instant::now();

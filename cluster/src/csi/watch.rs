@@ -16,7 +16,7 @@ use super::sweep::Sweeper;
 pub(super) const LOOK_EVERY: Duration = Duration::from_secs(2);
 
 /// How often what is published is compared with what kubelet has.
-const RECONCILE_EVERY: Duration = Duration::from_secs(60);
+const RECONCILE_EVERY: Duration = Duration::from_mins(1);
 
 /// How often a pod gets another holder. One that dies again and again has a reason that starting it
 /// does not mend.
@@ -44,7 +44,8 @@ impl Watch {
             self.node.remove_strangers();
         }
         // Those of pods on record go when they are unpublished.
-        let known = self.node.idle(|pod| pod.record.mount.as_ref().map(|mount| mount.target.clone()));
+        let known =
+            self.node.idle(|pod| pod.record.mount.as_ref().map(|mount| mount.target.clone()));
         let pods = self.node.kubelet_dir.join("pods");
         let is_known = |target: &Path| known.iter().flatten().any(|other| other == target);
         let swept = self.sweeper.sweep(&pods, is_known);
@@ -82,7 +83,11 @@ impl Watch {
         match self.node.revive(pod) {
             Ok(()) => {
                 pod.is_told = false;
-                tracing::info!(pod = name, uid, "mounted again for containers that start from now on");
+                tracing::info!(
+                    pod = name,
+                    uid,
+                    "mounted again for containers that start from now on"
+                );
             }
             Err(why) => tracing::warn!(pod = name, uid, why, "mounting again failed"),
         }
@@ -91,7 +96,8 @@ impl Watch {
     /// Unpublishes what kubelet does not have any more.
     fn reconcile(&self, pod: &mut Pod) {
         let record = &pod.record;
-        let targets = [record.mount.as_ref().map(|mount| mount.target.clone()), record.socket.clone()];
+        let targets =
+            [record.mount.as_ref().map(|mount| mount.target.clone()), record.socket.clone()];
         for target in targets.into_iter().flatten() {
             if is_kept(&target) {
                 continue;
@@ -99,7 +105,9 @@ impl Watch {
             let path = target.display();
             match self.node.take(pod, &target) {
                 Ok(()) => tracing::info!(%path, "unpublished what kubelet does not have any more"),
-                Err(error) => tracing::warn!(%path, %error, "a volume of no pod cannot be unpublished"),
+                Err(error) => {
+                    tracing::warn!(%path, %error, "a volume of no pod cannot be unpublished")
+                }
             }
         }
     }

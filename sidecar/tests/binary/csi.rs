@@ -252,7 +252,8 @@ impl Node {
 
     fn metric(&self, series: &str) -> f64 {
         let answer = get(self.metrics, "/metrics").unwrap();
-        let line = answer.text().lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        let line =
+            answer.text().lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
         line.unwrap_or_else(|| panic!("no {series}")).parse().unwrap()
     }
 
@@ -260,7 +261,10 @@ impl Node {
     fn assert_origin_is_whole(&self) {
         let hello = fs::read(self.home.path("origin/hello.txt")).unwrap();
         assert_eq!(hello, b"hello, world\n");
-        assert_eq!(fs::metadata(self.home.path("origin/sub/numbers.bin")).unwrap().len(), 3_000_000);
+        assert_eq!(
+            fs::metadata(self.home.path("origin/sub/numbers.bin")).unwrap().len(),
+            3_000_000
+        );
     }
 
     fn assert_nothing_left(&self, pod: &Pod) {
@@ -269,8 +273,10 @@ impl Node {
         assert_eq!(self.record(pod), None);
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
         assert!(!mounts.contains(&pod.uid), "{mounts}");
-        let left: Vec<_> =
-            fs::read_dir(self.home.path("p/pods")).unwrap().map(|e| e.unwrap().file_name()).collect();
+        let left: Vec<_> = fs::read_dir(self.home.path("p/pods"))
+            .unwrap()
+            .map(|e| e.unwrap().file_name())
+            .collect();
         assert!(!left.iter().any(|name| *name == *pod.uid), "{left:?}");
         assert!(!groups().contains(&pod.uid), "{}", groups());
         self.assert_origin_is_whole();
@@ -354,7 +360,10 @@ fn kubelet_is_answered() {
     // Each socket serves its own.
     assert_eq!(call(&registration, "/csi.v1.Identity/Probe", b"").unwrap().code, UNIMPLEMENTED);
     // No message at all.
-    assert_eq!(call(&driver, "/csi.v1.Node/NodePublishVolume", b"").unwrap().code, INVALID_ARGUMENT);
+    assert_eq!(
+        call(&driver, "/csi.v1.Node/NodePublishVolume", b"").unwrap().code,
+        INVALID_ARGUMENT
+    );
     assert_ne!(call(&driver, "/csi.v1.Node/NodePublishVolume", &[0xff; 9]).unwrap().code, OK);
     for socket in [&driver, &registration] {
         assert_eq!(fs::metadata(socket).unwrap().permissions().mode() & 0o777, 0o600);
@@ -366,7 +375,8 @@ fn kubelet_is_answered() {
         call(&registration, "/pluginregistration.Registration/GetInfo", b"").map(drop)
     });
     node.service.signal(Signal::TERM);
-    let ended = node.service.wait(Duration::from_secs(15)).unwrap_or_else(|| panic!("{}", node.log()));
+    let ended =
+        node.service.wait(Duration::from_secs(15)).unwrap_or_else(|| panic!("{}", node.log()));
     assert!(ended.success());
     assert!(!driver.exists() && !registration.exists());
 }
@@ -643,8 +653,15 @@ fn dead_mounts_of_ended_pods_are_swept() {
         let group = kubepods.join(format!("pod{uid}"));
         fs::create_dir_all(&group).unwrap();
         let mut sleep = std::process::Command::new("sleep");
-        let sleep =
-            Process::spawn("sleep", { sleep.arg("600"); sleep }, &node.home.path("sleep.log")).unwrap();
+        let sleep = Process::spawn(
+            "sleep",
+            {
+                sleep.arg("600");
+                sleep
+            },
+            &node.home.path("sleep.log"),
+        )
+        .unwrap();
         fs::write(group.join("cgroup.procs"), sleep.pid().to_string()).unwrap();
         (group, sleep)
     };

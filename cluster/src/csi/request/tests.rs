@@ -24,7 +24,8 @@ fn call(attributes: &[(&str, &str)]) -> NodePublishVolumeRequest {
     ]
     .map(|(name, value)| (name.to_owned(), value.to_owned()))
     .into();
-    context.extend(attributes.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+    context
+        .extend(attributes.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
     NodePublishVolumeRequest {
         volume_id: "csi-1".to_owned(),
         target_path: target("warpdrive-mount"),
