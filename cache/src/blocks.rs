@@ -28,7 +28,7 @@ use crate::files::WholeFile;
 use crate::stats::{TierState, TierStats};
 use crate::version::{BlockKey, Version};
 
-pub(crate) use directory::{Directory, Refused, Trouble};
+pub(crate) use directory::{Directory, Refused, Trouble, host_name};
 pub(crate) use hybrid::HybridBlocks;
 pub(crate) use remembered::{METADATA_INDEX, Remembered};
 

@@ -12,7 +12,7 @@ use store::Store;
 use tokio::sync::Semaphore;
 use twox_hash::XxHash3_64;
 
-use crate::blocks::{BlockCache, Refused};
+use crate::blocks::{BlockCache, Refused, host_name};
 use crate::fetch::{Fetcher, Gate, Origin};
 use crate::files::FileTier;
 use crate::governor::Governor;
@@ -34,20 +34,28 @@ const COMPLETIONS: usize = 4;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum OpenError {
     /// Another process holds the cache directory. Stop it, or give this one a directory of its own.
-    #[error("cache directory `{}` is used by {}: stop it or configure another directory", path.display(), holder(*pid))]
+    #[error("cache directory `{}` is used by {}: stop it or configure another directory", path.display(), holder(*pid, host.as_deref()))]
     Locked {
         /// The directory.
         path: PathBuf,
         /// The process that holds it, where it could be read.
         pid: Option<u32>,
+        /// The host that it called itself, which is its pod in Kubernetes.
+        host: Option<String>,
     },
     /// The configuration cannot work; every problem is named.
     #[error("cache configuration: {0}")]
     Invalid(String),
 }
 
-fn holder(pid: Option<u32>) -> String {
-    pid.map_or_else(|| "another process".to_owned(), |pid| format!("process {pid}"))
+fn holder(pid: Option<u32>, host: Option<&str>) -> String {
+    let process =
+        pid.map_or_else(|| "another process".to_owned(), |pid| format!("process {pid}"));
+    // Numbers of processes mean nothing across containers.
+    match host.filter(|host| *host != host_name()) {
+        Some(host) => format!("{process} of `{host}`"),
+        None => process,
+    }
 }
 
 /// What all attached stores share.
@@ -117,7 +125,7 @@ impl Cache {
         let config = config.checked().map_err(OpenError::Invalid)?;
         let blocks = TieredBlocks::open(&config, &metrics)
             .await
-            .map_err(|Refused { path, pid }| OpenError::Locked { path, pid })?;
+            .map_err(|Refused { path, pid, host }| OpenError::Locked { path, pid, host })?;
         let files = blocks.files().cloned();
         let cache = Self::with(config, Arc::new(blocks), files, metrics);
         let weak = Arc::downgrade(&cache);

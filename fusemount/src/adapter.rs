@@ -28,7 +28,7 @@ use rustix::io::Errno;
 use tokio::runtime::Handle;
 
 use crate::backing::Mode;
-use crate::fs::FileSystem;
+use crate::fs::{FileSystem, Gate, Mutation};
 use crate::journal::Unique;
 use crate::nodes::{EntryKind, NodeId};
 use deadline::Heed;
@@ -66,6 +66,13 @@ pub(crate) struct Adapter {
     runtime: Handle,
     max_readahead: u32,
     seat: Seat,
+}
+
+impl Adapter {
+    /// What mutations have to pass.
+    pub(crate) fn gate(&self) -> Arc<Gate> {
+        Arc::clone(self.shared.fs.gate())
+    }
 }
 
 impl Filesystem for Adapter {
@@ -142,8 +149,8 @@ impl Filesystem for Adapter {
     }
 
     fn open(&self, request: &Request, node: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        if flags.acc_mode() != OpenAccMode::O_RDONLY {
-            return self.refuse_write("open", reply);
+        if flags.acc_mode() != OpenAccMode::O_RDONLY || flags.0 & libc::O_TRUNC != 0 {
+            return self.mutate(Mutation::OpenToWrite, reply);
         }
         let unique = Unique::new(request.unique().0);
         self.spawn(
@@ -467,27 +474,27 @@ impl Filesystem for Adapter {
         _: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        self.refuse_write("setattr", reply);
+        self.mutate(Mutation::SetAttr, reply);
     }
 
     fn mknod(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, _: u32, _: u32, reply: ReplyEntry) {
-        self.refuse_write("mknod", reply);
+        self.mutate(Mutation::Mknod, reply);
     }
 
     fn mkdir(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, _: u32, reply: ReplyEntry) {
-        self.refuse_write("mkdir", reply);
+        self.mutate(Mutation::Mkdir, reply);
     }
 
     fn unlink(&self, _: &Request, _: INodeNo, _: &OsStr, reply: ReplyEmpty) {
-        self.refuse_write("unlink", reply);
+        self.mutate(Mutation::Unlink, reply);
     }
 
     fn rmdir(&self, _: &Request, _: INodeNo, _: &OsStr, reply: ReplyEmpty) {
-        self.refuse_write("rmdir", reply);
+        self.mutate(Mutation::Rmdir, reply);
     }
 
     fn symlink(&self, _: &Request, _: INodeNo, _: &OsStr, _: &Path, reply: ReplyEntry) {
-        self.refuse_write("symlink", reply);
+        self.mutate(Mutation::Symlink, reply);
     }
 
     fn rename(
@@ -500,11 +507,11 @@ impl Filesystem for Adapter {
         _: RenameFlags,
         reply: ReplyEmpty,
     ) {
-        self.refuse_write("rename", reply);
+        self.mutate(Mutation::Rename, reply);
     }
 
     fn link(&self, _: &Request, _: INodeNo, _: INodeNo, _: &OsStr, reply: ReplyEntry) {
-        self.refuse_write("link", reply);
+        self.mutate(Mutation::Link, reply);
     }
 
     fn write(
@@ -519,7 +526,7 @@ impl Filesystem for Adapter {
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        self.refuse_write("write", reply);
+        self.mutate(Mutation::Write, reply);
     }
 
     fn setxattr(
@@ -532,11 +539,11 @@ impl Filesystem for Adapter {
         _: u32,
         reply: ReplyEmpty,
     ) {
-        self.refuse_write("setxattr", reply);
+        self.mutate(Mutation::SetXattr, reply);
     }
 
     fn removexattr(&self, _: &Request, _: INodeNo, _: &OsStr, reply: ReplyEmpty) {
-        self.refuse_write("removexattr", reply);
+        self.mutate(Mutation::RemoveXattr, reply);
     }
 
     fn create(
@@ -549,7 +556,7 @@ impl Filesystem for Adapter {
         _: i32,
         reply: ReplyCreate,
     ) {
-        self.refuse_write("create", reply);
+        self.mutate(Mutation::Create, reply);
     }
 
     fn fallocate(
@@ -562,7 +569,7 @@ impl Filesystem for Adapter {
         _: i32,
         reply: ReplyEmpty,
     ) {
-        self.refuse_write("fallocate", reply);
+        self.mutate(Mutation::Fallocate, reply);
     }
 
     fn copy_file_range(
@@ -578,6 +585,9 @@ impl Filesystem for Adapter {
         _: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
-        self.refuse_write("copy_file_range", reply);
+        self.mutate(Mutation::CopyFileRange, reply);
     }
 }
+
+#[cfg(test)]
+mod tests;

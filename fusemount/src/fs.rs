@@ -4,6 +4,7 @@
 //! the version that it was opened in, or fails. Handles hold nothing that the node does not know,
 //! so that they outlive this value. It refuses to block: all that may wait is async.
 
+mod gate;
 mod known;
 mod listing;
 mod lookup;
@@ -27,6 +28,7 @@ use crate::errno::{Failure, Result};
 use crate::journal::{Journal, Past, Request, Resent, Unique};
 use crate::nodes::{Directory, EntryKind, File, Node, NodeId, NodeTable, Version};
 use crate::registrar::Registrar;
+pub(crate) use gate::{Gate, Mutation};
 use known::KnownNames;
 pub(crate) use listing::DirectoryEntry;
 use listing::OpenDirectories;
@@ -73,6 +75,7 @@ pub(crate) struct FileSystem {
     known: KnownNames,
     directories: OpenDirectories,
     backing: Backing,
+    gate: Arc<Gate>,
     journal: Option<Arc<Journal>>,
     resent: Resent,
     options: Options,
@@ -93,18 +96,32 @@ impl FileSystem {
             Some((journal, past)) => (Some(Arc::new(journal)), past),
             None => (None, Past { complete: !registrar.has_begun(), ..Past::default() }),
         };
+        let gate = Arc::new(Gate::new(metrics.clone()));
         let backing = Backing::new(registrar, journal.clone(), &image, complete, metrics);
         Self {
             nodes: NodeTable::new(namespace, journal.clone(), &image),
             known: KnownNames::new(options.metadata_ttl),
             directories: OpenDirectories::default(),
             backing,
+            gate,
             journal,
             resent: Resent::new(image.done),
             options,
             began,
             next_handle: AtomicU64::new(first_handle()),
         }
+    }
+
+    /// What a mutation has to pass.
+    pub(crate) fn gate(&self) -> &Arc<Gate> {
+        &self.gate
+    }
+
+    /// Changes something: refused by the gate while it is closed, and behind it because the file
+    /// system is read-only. What is to be changed one day takes the [`gate::Passed`] of this.
+    pub(crate) fn mutate(&self, mutation: Mutation) -> Result<()> {
+        let _passed = self.gate.pass(mutation)?;
+        Err(Errno::ROFS.into())
     }
 
     /// Nodes that the kernel knows.

@@ -20,6 +20,7 @@ pub struct Metrics {
     durations: HistogramVec,
     errors: IntCounterVec,
     opens: IntCounterVec,
+    mutations: IntCounterVec,
     /// Bytes that reads returned.
     pub(crate) read_bytes: IntCounter,
     /// Files that are open now.
@@ -58,6 +59,13 @@ impl Metrics {
             ),
             &["mode", "reason"],
         )?;
+        let mutations = IntCounterVec::new(
+            Opts::new(
+                "warpdrive_fuse_mutations_total",
+                "operations that would change something, by whether a worker may pass them on",
+            ),
+            &["operation", "gate"],
+        )?;
         let read_bytes =
             IntCounter::new("warpdrive_fuse_read_bytes_total", "bytes returned by FUSE reads")?;
         let open_files = IntGauge::new("warpdrive_fuse_open_files", "files open now")?;
@@ -72,6 +80,7 @@ impl Metrics {
         registry.register(Box::new(durations.clone()))?;
         registry.register(Box::new(errors.clone()))?;
         registry.register(Box::new(opens.clone()))?;
+        registry.register(Box::new(mutations.clone()))?;
         registry.register(Box::new(read_bytes.clone()))?;
         registry.register(Box::new(open_files.clone()))?;
         registry.register(Box::new(open_directories.clone()))?;
@@ -82,6 +91,7 @@ impl Metrics {
             durations,
             errors,
             opens,
+            mutations,
             read_bytes,
             open_files,
             open_directories,
@@ -99,6 +109,12 @@ impl Metrics {
     /// Counts the error that an operation was answered with.
     pub(crate) fn failed(&self, operation: &'static str, errno: &'static str) {
         self.errors.with_label_values(&[operation, errno]).inc();
+    }
+
+    /// Counts what would change something.
+    pub(crate) fn mutation(&self, operation: &'static str, open: bool) {
+        let gate = if open { "open" } else { "closed" };
+        self.mutations.with_label_values(&[operation, gate]).inc();
     }
 
     /// Counts an open that was answered.

@@ -31,6 +31,7 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::Metrics;
 use crate::adapter::Adapter;
 use crate::config::MountConfig;
+use crate::fs::Gate;
 use crate::holder::device;
 use crate::registrar::{Direct, Registrar, Unavailable};
 pub(crate) use attach::attach_own;
@@ -87,6 +88,7 @@ pub struct Mount {
     target: PathBuf,
     notes: Vec<String>,
     loops: Arc<Loops>,
+    gate: Arc<Gate>,
     base: Base,
 }
 
@@ -152,7 +154,9 @@ impl Mount {
         let loops = begin(&adapter, device, config, acl).map_err(refused)?;
         owned.ended = Some(loops.ended());
         notes.extend(raise_read_ahead(owned.device(), config.read_ahead_kib).err());
-        Ok(Self { target, notes, loops, base: Base::Own(owned) })
+        let gate = adapter.gate();
+        gate.open();
+        Ok(Self { target, notes, loops, gate, base: Base::Own(owned) })
     }
 
     fn join(
@@ -179,7 +183,9 @@ impl Mount {
             .map_err(joined::failed)?;
         notes.extend(joined.ready(&prepared.answer)?);
         let loops = joined.run(prepared)?;
-        Ok(Self { target: offer.target, notes, loops, base: Base::Held(joined) })
+        let gate = adapter.gate();
+        gate.open();
+        Ok(Self { target: offer.target, notes, loops, gate, base: Base::Held(joined) })
     }
 
     /// Where the mount is, without symbolic links. With a holder: where the holder sees it.
@@ -190,6 +196,13 @@ impl Mount {
     /// What works less well than it could, and what would change that; one sentence each.
     pub fn notes(&self) -> &[String] {
         &self.notes
+    }
+
+    /// From now on whatever would change something is refused with EROFS, for good; reading goes on.
+    /// To be called when the programs that the mount is for have ended: who then deletes what is
+    /// below the mount point means the directory, not the objects.
+    pub fn refuse_mutations(&self) {
+        self.gate.close();
     }
 
     /// Waits until this process does not serve the mount any more: because it is gone, by whomever
@@ -286,6 +299,7 @@ impl Mount {
 
 impl Drop for Mount {
     fn drop(&mut self) {
+        self.gate.close();
         // A mount of our own is detached first, or those who use it would see it dying.
         match &mut self.base {
             Base::Own(owned) => owned.detach(),

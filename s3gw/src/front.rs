@@ -21,6 +21,7 @@ use crate::config::{GatewayConfig, UploadMemory};
 use crate::failure::{Failure, Outcome};
 use crate::gateway::READ_BUFFER_BYTES;
 use crate::hosts::Hosts;
+use crate::ledger::Ledger;
 use crate::metrics::{Metrics, RequestGuard};
 use crate::operation::{Operation, Route};
 use crate::ops;
@@ -57,6 +58,7 @@ pub(crate) struct Front {
     authenticator: Authenticator,
     hosts: Hosts,
     metrics: Metrics,
+    ledger: Ledger,
     /// Names this process in request ids.
     instance: HeaderValue,
     seed: u64,
@@ -94,6 +96,7 @@ impl Front {
             authenticator: Authenticator::new(config.access),
             hosts: Hosts::new(bound, &config.allowed_hosts),
             metrics,
+            ledger: Ledger::default(),
             instance: HeaderValue::from_str(&instance).expect("hex is a header value"),
             seed: rand::random(),
             counter: AtomicU64::new(0),
@@ -102,6 +105,11 @@ impl Front {
 
     pub(crate) fn metrics(&self) -> &Metrics {
         &self.metrics
+    }
+
+    /// What clients are writing.
+    pub(crate) fn ledger(&self) -> &Ledger {
+        &self.ledger
     }
 
     /// Answers a request; failures are answers too.
@@ -170,6 +178,7 @@ impl Front {
             Route::Unserved(name) => return Err(Failure::not_implemented(name)),
         };
         refuse_what_would_be_dropped(operation, &parts.headers, &query)?;
+        guard.writing = self.ledger.write(operation, &target.bucket, &target.key);
         let call = Call {
             front: self,
             target,

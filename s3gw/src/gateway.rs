@@ -19,6 +19,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::config::GatewayConfig;
 use crate::front::Front;
+use crate::ledger::Unfinished;
 use crate::metrics::Metrics;
 use crate::socket::ClientSocket;
 
@@ -47,12 +48,14 @@ pub struct Gateway {
 }
 
 /// How serving ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Drained {
     /// Requests that were being answered when the stop signal came.
     pub in_flight: u64,
     /// Requests that had to be cut because the grace was over.
     pub cut: u64,
+    /// Writes that were cut, and multi-part uploads that clients left.
+    pub unfinished: Vec<Unfinished>,
 }
 
 impl Gateway {
@@ -122,9 +125,10 @@ impl Gateway {
         connections.close();
         let finished = tokio::time::timeout(grace, connections.wait()).await;
         let left = if finished.is_ok() { 0 } else { metrics.in_flight() };
+        let unfinished = front.ledger().unfinished();
         cut.cancel();
         connections.wait().await;
-        Drained { in_flight, cut: left }
+        Drained { in_flight, cut: left, unfinished }
     }
 
     fn connection(

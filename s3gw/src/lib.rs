@@ -13,6 +13,7 @@ mod failure;
 mod front;
 mod gateway;
 mod hosts;
+mod ledger;
 mod metrics;
 mod operation;
 mod ops;
@@ -25,6 +26,7 @@ mod unread;
 pub use auth::{Access, AccessKey};
 pub use config::{GatewayConfig, UploadMemory};
 pub use gateway::{Drained, Gateway};
+pub use ledger::Unfinished;
 pub use metrics::Metrics;
 
 /// The parsers of untrusted input, public so that fuzzing can reach them without a socket.

@@ -14,6 +14,7 @@ use prometheus::{
 
 use crate::auth::Refusal;
 use crate::body::checksum::Algorithm;
+use crate::ledger::Entry;
 use crate::operation::Operation;
 
 /// The label of requests that are no served operation.
@@ -152,6 +153,7 @@ impl Metrics {
         RequestGuard {
             metrics: self.clone(),
             operation: None,
+            writing: None,
             status: StatusCode::OK,
             started: Instant::now(),
         }
@@ -171,6 +173,8 @@ impl Drop for ConnectionGuard {
 pub(crate) struct RequestGuard {
     metrics: Metrics,
     pub(crate) operation: Option<Operation>,
+    /// Its place among what clients write.
+    pub(crate) writing: Option<Entry>,
     pub(crate) status: StatusCode,
     started: Instant,
 }

@@ -5,12 +5,13 @@
 //! token. It never changes what is served.
 
 mod answers;
+mod free;
 mod server;
 mod standing;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 use std::time::Instant;
 
 use prometheus::Registry;
@@ -23,22 +24,35 @@ use crate::assembly::Assembly;
 use crate::run::MountView;
 use crate::warm::Jobs;
 
+pub(crate) use free::Free;
 pub(crate) use server::{Listener, serve, serve_metrics};
 pub(crate) use standing::Standing;
 
+const STARTING: u8 = 0;
+const READY: u8 = 1;
+const ENDING: u8 = 2;
+
 /// Whether this sidecar takes work.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Readiness(Arc<AtomicBool>);
+pub(crate) struct Readiness(Arc<AtomicU8>);
 
 impl Readiness {
-    /// Says so.
+    /// It does from now on, or not any more.
     pub(crate) fn set(&self, ready: bool) {
-        self.0.store(ready, Relaxed);
+        self.0.store(if ready { READY } else { ENDING }, Relaxed);
     }
 
     /// Whether it does.
     pub(crate) fn is_ready(&self) -> bool {
-        self.0.load(Relaxed)
+        self.0.load(Relaxed) == READY
+    }
+
+    fn why_not(&self) -> Option<&'static str> {
+        match self.0.load(Relaxed) {
+            READY => None,
+            STARTING => Some("it starts"),
+            _ => Some("it was told to end, and lets what is in flight finish"),
+        }
     }
 }
 
@@ -66,6 +80,8 @@ pub(crate) struct Admin {
     pub(crate) s3: Option<String>,
     /// Directory of the cache's disk tier.
     pub(crate) cache_path: Option<PathBuf>,
+    /// What its file system has left.
+    pub(crate) free: Option<Free>,
     /// What stays free of its file system.
     pub(crate) min_free_bytes: u64,
     /// What the file asked for and did not get, and what the mount could not do.
@@ -84,6 +100,17 @@ impl Admin {
     /// What `/status` answers.
     pub(crate) fn status(&self) -> serde_json::Value {
         answers::status(self)
+    }
+
+    /// Why it takes no work, where it does not. A mount that was lost counts: who reads it fails.
+    fn not_ready(&self) -> Option<String> {
+        let lost = || self.view.as_ref().and_then(|view| view.lost());
+        self.readiness.why_not().map(str::to_owned).or_else(lost)
+    }
+
+    /// What the file system of the cache has left.
+    fn disk_free(&self) -> Option<u64> {
+        self.free.as_ref().and_then(Free::bytes)
     }
 
     fn registry(&self) -> &Registry {

@@ -153,10 +153,15 @@ Examples:
   warpdrive warm -c warpdrive.yaml --bucket train --prefix imagenet/val/
   warpdrive warm -c warpdrive.yaml --bucket train --glob '**/*.tar' --max-size 2GiB
   warpdrive warm -c warpdrive.yaml --list epoch1.txt --rate 200MB       lines: bucket/key
-  generate-keys | warpdrive warm --bucket train --list -                lines: key")]
+  generate-keys | warpdrive warm --bucket train --list -                lines: key
+  warpdrive warm --admin http://127.0.0.1:9091 --wait 60s --bucket train    an init container")]
 struct WarmArgs {
     #[command(flatten)]
     place: Where,
+    /// Wait this long for the sidecar to be there and ready; it may be a container that starts
+    /// beside this one.
+    #[arg(long, value_name = "TIME", default_value = "0s", value_parser = duration)]
+    wait: std::time::Duration,
     /// Only this bucket of the endpoint or backend of the file; may be given more than once.
     #[arg(long, visible_alias = "backend", value_name = "NAME")]
     bucket: Vec<String>,

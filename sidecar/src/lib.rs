@@ -7,6 +7,7 @@ mod admin;
 mod announce;
 mod assembly;
 mod bench;
+mod cgroup;
 mod cli;
 pub mod config;
 mod demo;
@@ -14,6 +15,7 @@ mod metrics;
 mod run;
 mod signals;
 mod supervise;
+mod termination;
 mod trace;
 mod warm;
 

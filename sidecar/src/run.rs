@@ -13,11 +13,11 @@ mod uploads;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use fusemount::MountError;
-use s3gw::{Gateway, GatewayConfig};
+use s3gw::{Drained, Gateway, GatewayConfig, Unfinished};
 use sd_notify::NotifyState;
 use store::ListRequest;
 use tokio::net::TcpListener;
@@ -32,6 +32,7 @@ use crate::cli::{Stop, put};
 use crate::config::{AdminAddress, S3Settings, Settings};
 use crate::signals::Signals;
 use crate::supervise::Link;
+use crate::termination::TerminationLog;
 use crate::warm::Jobs;
 use credentials::{Keeping, Place};
 pub(crate) use mounting::MountView;
@@ -59,6 +60,8 @@ pub(crate) struct Options {
     pub(crate) take_over: bool,
     /// How long somebody else's holder that is not there yet is waited for.
     pub(crate) holder_wait: Duration,
+    /// Takes what could not be finished.
+    pub(crate) termination: TerminationLog,
     /// The parent that starts this process again, where there is one.
     pub(crate) supervisor: Option<Link>,
 }
@@ -76,6 +79,11 @@ const TRY_EVERY: Duration = Duration::from_millis(20);
 /// How long the cache may take to write what it holds; a dead disk would take forever. What is not
 /// written is fetched again.
 const CLOSE_LIMIT: Duration = Duration::from_secs(10);
+
+/// What an end may take beyond `drain_timeout`: kubelet promises a sidecar two seconds when the time
+/// of its pod is over. The first step may take as much as the drain and one share more, each further
+/// one another share; half a second is left for threads that are blocked.
+const STEP: Duration = Duration::from_millis(500);
 
 /// Runs a sidecar until it is told to stop.
 pub(crate) fn run(settings: &Settings, options: &Options) -> Result<(), Stop> {
@@ -135,13 +143,29 @@ async fn sidecar(settings: &Settings, options: &Options, signals: &Signals) -> R
         tracing::info!("stopped before everything was open");
         return Ok(());
     };
-    let assembly = Arc::new(opened.map_err(|e| Stop::Failed(e.to_string()))?);
-    let start = Start { settings, options, signals, assembly: &assembly, goes_on };
+    let assembly = Arc::new(opened.map_err(|e| Stop::Failed(said_more(&e)))?);
+    let drained_by = OnceLock::new();
+    let start = Start { settings, options, signals, assembly: &assembly, goes_on, drained_by: &drained_by };
     let served = start.serve(plan).await;
-    if !within(CLOSE_LIMIT, assembly.cache.close()).await {
-        tracing::warn!(limit = ?CLOSE_LIMIT, "the cache is not closed in time; it is left as it is");
+    let now = tokio::time::Instant::now();
+    let left = drained_by.get().map(|by| (*by + STEP).saturating_duration_since(now));
+    let limit = left.map_or(CLOSE_LIMIT, |left| left.clamp(STEP, CLOSE_LIMIT));
+    if !within(limit, assembly.cache.close()).await {
+        tracing::warn!(?limit, "the cache is not closed in time; it is left as it is");
     }
     served
+}
+
+/// An error of the start, with what a pod would do about it.
+fn said_more(error: &AssemblyError) -> String {
+    let in_a_pod = std::env::var_os("KUBERNETES_SERVICE_HOST").is_some();
+    match error {
+        AssemblyError::Cache(cache::OpenError::Locked { .. }) if in_a_pod => format!(
+            "{error}; pods cannot share a cache: name another `hostPath` for each, or let \
+             `warpdrive.io/cache` be `emptyDir` or `ephemeral:CLASS`"
+        ),
+        _ => error.to_string(),
+    }
 }
 
 /// Opens everything below the front ends. A cache that a predecessor is closing is waited for.
@@ -176,7 +200,7 @@ async fn within(limit: Duration, work: impl Future<Output = ()>) -> bool {
 /// Everything that listens.
 #[derive(Default)]
 struct Fronts {
-    gateway: Option<JoinHandle<()>>,
+    gateway: Option<JoinHandle<Drained>>,
     mount: Option<Mounted>,
     others: Vec<JoinHandle<()>>,
     gateway_stop: CancellationToken,
@@ -219,11 +243,13 @@ struct Start<'a> {
     assembly: &'a Arc<Assembly>,
     /// This process goes on for another: ports and directories may be given back a moment later.
     goes_on: bool,
+    /// By when everything but the cache has ended, once this process was told to end.
+    drained_by: &'a OnceLock<tokio::time::Instant>,
 }
 
 impl Start<'_> {
     async fn serve(&self, plan: Option<Plan>) -> Result<(), Stop> {
-        let Self { settings, options, signals, assembly, goes_on } = *self;
+        let Self { settings, options, signals, assembly, goes_on, .. } = *self;
         let link = options.supervisor.as_ref();
         let folder = plan.as_ref().and_then(Plan::folder).map(Path::to_owned);
         let own_process = || Place::OfProcess(link.map_or_else(std::process::id, Link::supervisor));
@@ -273,6 +299,7 @@ impl Start<'_> {
             mount: announcement.mount.as_ref().map(|p| p.display().to_string()),
             s3: announcement.s3.as_ref().map(|s3| s3.url.clone()),
             cache_path: settings.cache.disk.as_ref().map(|(path, _)| path.clone()),
+            free: settings.cache.disk.as_ref().map(|(path, _)| admin::Free::below(path)),
             min_free_bytes: settings.cache.min_free_bytes,
             notes,
             view: fronts.mount.as_ref().map(|mount| Arc::clone(mount.view())),
@@ -291,7 +318,9 @@ impl Start<'_> {
             let (stop, grace) = (fronts.gateway_stop.clone(), settings.drain_timeout);
             fronts.gateway = Some(tokio::spawn(async move {
                 let drained = bound.gateway.serve(stop, grace).await;
-                tracing::info!(?drained, "S3 endpoint drained");
+                let Drained { in_flight, cut, .. } = drained;
+                tracing::info!(in_flight, cut, "S3 endpoint drained");
+                drained
             }));
         }
 
@@ -313,21 +342,43 @@ impl Start<'_> {
         let end = wait(&mut fronts, signals).await;
 
         readiness.set(false);
+        if let Some(mount) = &fronts.mount {
+            mount.refuse_mutations();
+        }
         notify(link, NotifyState::Stopping);
+        let limit = match end {
+            End::Stop => settings.drain_timeout,
+            End::Leave => settings.drain_timeout.min(LEAVE_GRACE),
+        };
+        let _ = self.drained_by.set(tokio::time::Instant::now() + limit + 2 * STEP);
+        let state = fronts.mount.as_ref().and_then(Mounted::own_state);
+        let (drained, unfinished) = drain(fronts, end, limit).await;
+        self.tell(&drained, &unfinished);
         if end == End::Leave {
             // The next worker goes on with the key.
             if let Some(file) = key_file {
                 file.keep();
             }
-            return drain(fronts, end, settings.drain_timeout.min(LEAVE_GRACE)).await;
+            return drained;
         }
-        let state = fronts.mount.as_ref().and_then(Mounted::own_state);
-        let drained = drain(fronts, end, settings.drain_timeout).await;
         drop(key_file);
         if let (Ok(()), Some(state)) = (&drained, state) {
             state.remove();
         }
         drained
+    }
+
+    /// Says what clients had begun and did not finish, where somebody looks when a container has
+    /// ended.
+    fn tell(&self, drained: &Result<(), Stop>, unfinished: &[Unfinished]) {
+        let lines: Vec<String> = unfinished.iter().map(ToString::to_string).collect();
+        for line in &lines {
+            tracing::warn!("{line}");
+        }
+        // Otherwise the failure is told by whoever hears of it.
+        if drained.is_ok() {
+            self.options.termination.write(&lines);
+        }
     }
 
     async fn bind_admin(&self, address: &AdminAddress) -> Result<admin::Listener, Stop> {
@@ -418,7 +469,10 @@ impl Start<'_> {
         loop {
             match bind().await {
                 Err(error)
-                    if self.goes_on && is_taken(&error) && tokio::time::Instant::now() < until =>
+                    if self.goes_on
+                        && is_taken(&error)
+                        && !self.signals.stop.is_cancelled()
+                        && tokio::time::Instant::now() < until =>
                 {
                     tokio::time::sleep(TRY_EVERY).await;
                 }
@@ -498,14 +552,19 @@ async fn wait(fronts: &mut Fronts, signals: &Signals) -> End {
     }
 }
 
-async fn drain(fronts: Fronts, end: End, limit: Duration) -> Result<(), Stop> {
+/// Ends everything that listens; what clients had begun and could not finish.
+async fn drain(
+    fronts: Fronts,
+    end: End,
+    limit: Duration,
+) -> (Result<(), Stop>, Vec<Unfinished>) {
     let begun = Instant::now();
     fronts.gateway_stop.cancel();
     let gateway = async {
-        if let Some(task) = fronts.gateway {
-            // It keeps its own grace; this is for the case that it does not.
-            let _ = tokio::time::timeout(limit + Duration::from_secs(1), task).await;
-        }
+        let task = fronts.gateway?;
+        // It keeps its own grace; this is for the case that it does not.
+        let ended = tokio::time::timeout(limit + STEP, task).await;
+        ended.ok()?.ok()
     };
     let unmount = async {
         match (fronts.mount, end) {
@@ -517,15 +576,20 @@ async fn drain(fronts: Fronts, end: End, limit: Duration) -> Result<(), Stop> {
             (None, _) => Ok(()),
         }
     };
-    let (unmounted, ()) = tokio::join!(unmount, gateway);
+    let unmount = async {
+        let ended = tokio::time::timeout(limit + STEP, unmount).await;
+        let late = || MountError::Refused("the mount does not end in time; it is left".to_owned());
+        ended.unwrap_or_else(|_| Err(late()))
+    };
+    let (unmounted, drained) = tokio::join!(unmount, gateway);
     fronts.others_stop.cancel();
-    for mut task in fronts.others {
-        if tokio::time::timeout(Duration::from_secs(1), &mut task).await.is_err() {
-            task.abort();
-        }
+    let aborted: Vec<_> = fronts.others.iter().map(JoinHandle::abort_handle).collect();
+    if !within(STEP, async { drop(futures::future::join_all(fronts.others).await) }).await {
+        aborted.iter().for_each(tokio::task::AbortHandle::abort);
     }
     tracing::info!(seconds = begun.elapsed().as_secs_f64(), "drained");
-    unmounted.map_err(|error| Stop::Failed(error.to_string()))
+    let unfinished = drained.map(|drained| drained.unfinished).unwrap_or_default();
+    (unmounted.map_err(|error| Stop::Failed(error.to_string())), unfinished)
 }
 
 /// A gateway that is bound, and what its clients need.

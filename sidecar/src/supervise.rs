@@ -17,6 +17,7 @@ use sd_notify::NotifyState;
 use crate::cli::Stop;
 use crashes::{Crashes, Verdict};
 use kernel::{Inbox, Seen, Worker};
+use crate::termination::TerminationLog;
 pub(crate) use link::Link;
 use sockets::Kept;
 
@@ -84,7 +85,7 @@ impl std::fmt::Display for Ended {
 
 /// Runs this program again as a worker, and again whenever it crashes. Ends as the worker ends when
 /// that was no crash; fails when there were `most` crashes within a minute.
-pub(crate) fn supervise(most: u16) -> Result<(), Stop> {
+pub(crate) fn supervise(most: u16, termination: &TerminationLog) -> Result<(), Stop> {
     let failed = |what: &str, error: std::io::Error| Stop::Failed(format!("{what}: {error}"));
     let inbox = Inbox::open().map_err(|e| failed("signals", e))?;
     let mut crashes = Crashes::new(most);
@@ -95,6 +96,12 @@ pub(crate) fn supervise(most: u16) -> Result<(), Stop> {
         let what = match Worker::spawn(restarts, &mut kept) {
             Ok(worker) => {
                 ended = watch(&worker, &inbox, &mut state);
+                if state.stopping && matches!(ended, Ended::Signal(_)) {
+                    // It cannot say so itself any more.
+                    termination.write(&[format!(
+                        "the worker {ended} while it ended; what it was writing is not known"
+                    )]);
+                }
                 if state.stopping || !ended.is_crash(state.ever_ready) {
                     return end(ended);
                 }

@@ -19,6 +19,8 @@ mod csi;
 mod demo;
 #[path = "binary/holder.rs"]
 mod holder;
+#[path = "binary/pod.rs"]
+mod pod;
 #[path = "binary/probe.rs"]
 mod probe;
 #[path = "binary/run.rs"]

@@ -3,7 +3,6 @@
 //! Invariant: at most one process has it open, by a lock that the kernel drops when that process
 //! ends however it ends. Content of another layout is discarded, never read.
 
-use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, Write};
 use std::os::unix::fs::MetadataExt;
@@ -50,6 +49,8 @@ pub(crate) struct Refused {
     pub(crate) path: PathBuf,
     /// The process, where it could be read.
     pub(crate) pid: Option<u32>,
+    /// The host that it calls itself: its pod, in Kubernetes.
+    pub(crate) host: Option<String>,
 }
 
 impl GroupFile {
@@ -58,6 +59,12 @@ impl GroupFile {
         let meta = fs::metadata(blocks.join(format!("{GROUP}{number:08}"))).ok()?;
         Some(Self { written: meta.modified().ok()?, allocated_bytes: meta.blocks() * 512 })
     }
+}
+
+/// What this machine, or container, calls itself.
+pub(crate) fn host_name() -> String {
+    let name = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    name.split_whitespace().next().unwrap_or("-").to_owned()
 }
 
 /// A directory that this process holds.
@@ -71,8 +78,18 @@ pub(crate) struct Directory {
 impl Directory {
     /// Takes the directory, creating it where missing. Blocking: a few file operations.
     pub(crate) fn open(path: &Path) -> Result<Self, Trouble> {
-        let unusable = |what: &str, error: &dyn fmt::Display| {
-            Trouble::Unusable(format!("{what} `{}`: {error}", path.display()))
+        let unusable = |what: &str, error: &std::io::Error| {
+            let shown = path.display();
+            let hint = if error.kind() == std::io::ErrorKind::PermissionDenied {
+                let user = rustix::process::geteuid().as_raw();
+                format!(
+                    "; give user {user} the directory (`chown {user} {shown}`, or `fsGroup: {user}` \
+                     for a volume of a pod)"
+                )
+            } else {
+                String::new()
+            };
+            Trouble::Unusable(format!("{what} `{shown}`: {error}{hint}"))
         };
         fs::create_dir_all(path).map_err(|e| unusable("cannot create", &e))?;
         let file = path.join(LOCK);
@@ -88,15 +105,17 @@ impl Directory {
             Err(rustix::io::Errno::WOULDBLOCK) => {
                 let mut text = String::new();
                 _ = lock.read_to_string(&mut text);
-                let pid = text.trim().parse().ok();
-                return Err(Trouble::Locked(Refused { path: path.to_owned(), pid }));
+                let mut words = text.split_whitespace();
+                let pid = words.next().and_then(|pid| pid.parse().ok());
+                let host = words.next().map(str::to_owned);
+                return Err(Trouble::Locked(Refused { path: path.to_owned(), pid, host }));
             }
-            Err(error) => return Err(unusable("cannot lock", &error)),
+            Err(error) => return Err(unusable("cannot lock", &error.into())),
         }
         let written = lock
             .set_len(0)
             .and_then(|()| lock.rewind())
-            .and_then(|()| writeln!(lock, "{}", std::process::id()));
+            .and_then(|()| writeln!(lock, "{} {}", std::process::id(), host_name()));
         written.map_err(|e| unusable("cannot write to", &e))?;
         Ok(Self { path: path.to_owned(), _lock: lock })
     }

@@ -433,7 +433,10 @@ async fn a_kill_keeps_what_was_flushed_and_gives_the_lock_back() {
     let config = on(dir.path(), 64 << 10, 2 * MIB, 64 * MIB);
     // While it lives, the directory is its own.
     let refused = Cache::open(config.clone(), metrics()).await.unwrap_err();
-    assert_eq!(refused, OpenError::Locked { path: dir.path().to_owned(), pid: Some(child.id()) });
+    let host = Some(super::host_name());
+    let locked = OpenError::Locked { path: dir.path().to_owned(), pid: Some(child.id()), host };
+    assert_eq!(refused, locked);
+    assert!(!refused.to_string().contains(" of `"), "the host is this one: {refused}");
     assert!(refused.to_string().contains(&format!("process {}", child.id())), "{refused}");
     child.kill().unwrap();
     child.wait().unwrap();

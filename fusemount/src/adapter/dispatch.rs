@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use fuser::Request;
 use parking_lot::Mutex;
-use rustix::io::Errno;
 use tokio::runtime::Handle;
 use tokio::time::Instant;
 
@@ -22,7 +21,7 @@ use super::shared::{Shared, View};
 use crate::Metrics;
 use crate::config::MountConfig;
 use crate::errno::Result;
-use crate::fs::{FileSystem, Options};
+use crate::fs::{FileSystem, Mutation, Options};
 use crate::journal::{Journal, Past};
 use crate::registrar::Registrar;
 
@@ -194,9 +193,9 @@ impl Adapter {
         }
     }
 
-    /// Refuses what would write.
-    pub(super) fn refuse_write<R: Refuse>(&self, operation: &'static str, reply: R) {
-        self.answer(operation, reply, |_| Err::<(), _>(Errno::ROFS.into()), |_, _, ()| {});
+    /// Does what would change something, where that may be.
+    pub(super) fn mutate<R: Refuse>(&self, mutation: Mutation, reply: R) {
+        self.answer(mutation.name(), reply, |shared| shared.fs.mutate(mutation), |_, _, ()| {});
     }
 }
 

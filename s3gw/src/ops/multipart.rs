@@ -40,6 +40,7 @@ pub(super) async fn create(call: &Call) -> Outcome<Reply> {
     let options =
         PutOptions { attributes: attributes::read(&call.headers)?, ..PutOptions::default() };
     let upload = bucket.store.start_upload(&key, options).await?;
+    call.front.ledger().began(bucket.name.as_str(), key.as_str(), &upload.0);
     Reply::document(&dto::CreateMultipartUploadOutput {
         bucket: Some(bucket.name.to_string()),
         key: Some(key.to_string()),
@@ -100,11 +101,13 @@ pub(super) async fn complete(mut call: Call) -> Outcome<Reply> {
     );
     let announced = announced_size(&call)?;
     let late_error = call.late_error();
+    let front = Arc::clone(&call.front);
     let completion = async move {
         if let Some(size) = announced {
             check_size(&bucket, &key, &upload, &parts, size).await?;
         }
         let written = bucket.store.complete_upload(&key, &upload, &parts, condition).await?;
+        front.ledger().ended(bucket.name.as_str(), key.as_str(), &upload.0);
         render(&dto::CompleteMultipartUploadOutput {
             bucket: Some(bucket.name.to_string()),
             key: Some(key.to_string()),
@@ -201,7 +204,9 @@ fn listed_parts(document: &[u8]) -> Outcome<Vec<(u16, ETag)>> {
 /// `AbortMultipartUpload`.
 pub(super) async fn abort(call: &Call) -> Outcome<Reply> {
     let bucket = call.writable_bucket()?;
-    bucket.store.abort_upload(&call.key()?, &upload_id(call)?).await?;
+    let (key, upload) = (call.key()?, upload_id(call)?);
+    bucket.store.abort_upload(&key, &upload).await?;
+    call.front.ledger().ended(bucket.name.as_str(), key.as_str(), &upload.0);
     Ok(Reply::empty(StatusCode::NO_CONTENT))
 }
 

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use s3gw::Unfinished;
 use store::testing::{Fault, Operation};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -176,4 +177,52 @@ async fn web_pages_only_read_without_keys() {
     assert_eq!(endpoint.get("/b/n").await.status, 404);
     let name = "warpdrive_s3_auth_failures_total";
     assert_eq!(metric(&endpoint.registry, name, &[("reason", "cross_site")]), 8.0);
+}
+
+#[tokio::test]
+async fn the_end_names_what_clients_did_not_finish() {
+    let endpoint = anonymous().await;
+    let mut ids = Vec::new();
+    for key in ["left", "aborted", "completed"] {
+        let begun = endpoint.ask("POST", &format!("/b/{key}?uploads"), &[]).await;
+        ids.push(begun.element("UploadId").to_owned());
+    }
+    let aborted = endpoint.ask("DELETE", &format!("/b/aborted?uploadId={}", ids[1]), &[]).await;
+    assert_eq!(aborted.status, 204);
+    let completed = format!("/b/completed?uploadId={}", ids[2]);
+    let part = endpoint.put(&format!("{completed}&partNumber=1"), b"hello").await;
+    let document = format!(
+        "<CompleteMultipartUpload><Part><PartNumber>1</PartNumber><ETag>{}</ETag></Part>\
+         </CompleteMultipartUpload>",
+        part.header("etag").unwrap()
+    );
+    let answer = endpoint.send("POST", &completed, &[], document.as_bytes()).await;
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    // A client that never sends the rest.
+    let mut slow = endpoint.connect().await;
+    slow.write_all(b"PUT /b/slow HTTP/1.1\r\nhost: localhost\r\ncontent-length: 99\r\n\r\nabc")
+        .await
+        .unwrap();
+    let is_writing = || metric(&endpoint.registry, "warpdrive_s3_requests_in_flight", &[]) > 0.0;
+    while !is_writing() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    endpoint.stop.cancel();
+    let memory = endpoint.memory.clone();
+    let drained = tokio::time::timeout(Duration::from_secs(5), endpoint.served).await;
+    let drained = drained.expect("the end is bounded").unwrap();
+    assert_eq!(drained.cut, 1);
+    let own = str::to_owned;
+    assert_eq!(
+        drained.unfinished,
+        [
+            Unfinished::Write { operation: "PutObject", bucket: own("b"), key: own("slow") },
+            Unfinished::Upload { bucket: own("b"), key: own("left"), upload: ids[0].clone() },
+        ]
+    );
+    // It hears that nothing was written, and nothing was.
+    let mut heard = Vec::new();
+    let _ = slow.read_to_end(&mut heard).await;
+    assert!(!heard.starts_with(b"HTTP/1.1 200"), "{heard:?}");
+    assert!(!memory.remove("slow"));
 }

@@ -3,7 +3,6 @@
 //! Invariant: every answer is made of what is known here and now; none waits for an origin.
 //! It refuses to change anything for a web page.
 
-use std::path::Path;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -46,8 +45,10 @@ pub(super) async fn answer(admin: &Admin, port: Option<u16>, request: Request<In
         path if path.starts_with("/warm/") => warm_job(admin, path, request.method()),
         _ if !get => text(StatusCode::METHOD_NOT_ALLOWED, "method not allowed\n"),
         "/livez" => text(StatusCode::OK, "alive\n"),
-        "/readyz" if admin.readiness.is_ready() => text(StatusCode::OK, "ready\n"),
-        "/readyz" => text(StatusCode::SERVICE_UNAVAILABLE, "not ready\n"),
+        "/readyz" => match admin.not_ready() {
+            None => text(StatusCode::OK, "ready\n"),
+            Some(why) => said(StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {why}\n")),
+        },
         "/healthz" => json(StatusCode::OK, &health(admin)),
         "/metrics" => exposition(admin.registry()),
         "/status" => json(StatusCode::OK, &status(admin)),
@@ -144,7 +145,7 @@ pub(super) fn status(admin: &Admin) -> Value {
         "backends": origins,
         "cache": admin.assembly.cache.stats(),
         "cache_path": admin.cache_path.as_ref().map(|path| path.display().to_string()),
-        "disk_free_bytes": admin.cache_path.as_deref().and_then(free_bytes),
+        "disk_free_bytes": admin.disk_free(),
         "disk_min_free_bytes": admin.cache_path.as_ref().map(|_| admin.min_free_bytes),
         "opens": opens(admin),
         "mount": admin.mount,
@@ -167,12 +168,6 @@ fn opens(admin: &Admin) -> Vec<Value> {
         open.into()
     };
     counts.into_iter().map(one).collect()
-}
-
-/// What a file system has left for this user.
-pub(super) fn free_bytes(path: &Path) -> Option<u64> {
-    let found = rustix::fs::statvfs(path).ok()?;
-    found.f_bavail.checked_mul(found.f_frsize)
 }
 
 async fn start_warm(admin: &Admin, request: Request<Incoming>) -> Answer {
@@ -251,6 +246,10 @@ fn exposition(registry: &Registry) -> Answer {
 
 fn text(status: StatusCode, body: &'static str) -> Answer {
     with_type(status, "text/plain; charset=utf-8", Bytes::from_static(body.as_bytes()))
+}
+
+fn said(status: StatusCode, body: String) -> Answer {
+    with_type(status, "text/plain; charset=utf-8", Bytes::from(body))
 }
 
 fn json(status: StatusCode, body: &Value) -> Answer {

@@ -9,7 +9,7 @@ use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
 use prometheus::{Gauge, IntCounter, IntGauge};
 
-use super::{Admin, answers};
+use super::Admin;
 use crate::assembly::BESIDE_TRANSIT_BYTES;
 
 /// A collector over a running sidecar.
@@ -138,7 +138,7 @@ impl Collector for Standing {
         if let Some(count) = admin.restarts {
             all.extend(counted(restarts(), count));
         }
-        if let Some(free) = admin.cache_path.as_deref().and_then(answers::free_bytes) {
+        if let Some(free) = admin.disk_free() {
             self.disk_free.set(free as f64);
             self.disk_min_free.set(admin.min_free_bytes as f64);
             all.extend(self.disk_free.collect());

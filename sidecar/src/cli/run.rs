@@ -10,6 +10,7 @@ use clap::{Args, ValueHint};
 
 use super::{Overrides, Stop, duration, load};
 use crate::supervise::{self, Link, MAX_CRASHES};
+use crate::termination::TerminationLog;
 
 /// How `run` runs.
 #[allow(clippy::struct_excessive_bools)] // Each is a flag of the command line.
@@ -56,6 +57,10 @@ pub(super) struct RunArgs {
     /// No parent, also as the first process of a container.
     #[arg(long, overrides_with = "supervise")]
     no_supervise: bool,
+    /// Where to write what could not be finished, and why a start failed: at most 4096 bytes. In a
+    /// container /dev/termination-log, where it is there.
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath)]
+    termination_log: Option<PathBuf>,
     /// Crashes within a minute after which the parent gives up and exits 1.
     #[arg(long, value_name = "N", default_value_t = MAX_CRASHES, value_parser = clap::value_parser!(u16).range(1..))]
     max_crashes: u16,
@@ -68,9 +73,16 @@ impl RunArgs {
 }
 
 pub(super) fn run(args: RunArgs) -> Result<(), Stop> {
+    let termination = TerminationLog::find(args.termination_log.as_deref());
+    let outcome = start(args, &termination);
+    termination.write_failure(&outcome);
+    outcome
+}
+
+fn start(args: RunArgs, termination: &TerminationLog) -> Result<(), Stop> {
     let supervisor = Link::of_process();
     if supervisor.is_none() && args.is_supervised() {
-        return supervise::supervise(args.max_crashes);
+        return supervise::supervise(args.max_crashes, termination);
     }
     let mut settings = load(&args.config, &args.overrides)?;
     if args.no_mount {
@@ -104,11 +116,13 @@ pub(super) fn run(args: RunArgs) -> Result<(), Stop> {
         .parse()
         .map_err(|what| Stop::Unusable(format!("--holder: {what}")))?;
     }
+    settings.notes.extend(crate::cgroup::note(&settings));
     crate::trace::start(&settings.log);
     let options = crate::run::Options {
         force: args.force,
         take_over: args.take_over,
         holder_wait: args.holder_wait,
+        termination: termination.clone(),
         supervisor,
         ..Default::default()
     };

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use serde_json::Value;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use super::client::{self, Client, NoAnswer};
@@ -24,6 +25,9 @@ use display::Display;
 /// Often enough for a bar that moves.
 const LOOK_EVERY: Duration = Duration::from_millis(150);
 
+/// A pod's start waits for it.
+const READY_EVERY: Duration = Duration::from_millis(50);
+
 /// Longest list that is read: what one request to the admin endpoint takes.
 const MAX_LIST_BYTES: u64 = 48 << 20;
 
@@ -34,14 +38,27 @@ pub(super) fn warm(args: &WarmArgs) -> Result<(), Stop> {
     let report = runtime.block_on(async {
         let stop = CancellationToken::new();
         let interrupted = stop.clone();
+        // The first process of a container has to ask for it; there is no default.
+        let mut end = signal(SignalKind::terminate())
+            .map_err(|error| Stop::Failed(format!("signals: {error}")))?;
         tokio::spawn(async move {
-            if tokio::signal::ctrl_c().await.is_ok() {
-                interrupted.cancel();
+            tokio::select! {
+                _ = tokio::signal::ctrl_c() => {}
+                _ = end.recv() => {}
             }
+            interrupted.cancel();
         });
+        if let Some(client) = &client {
+            tokio::select! {
+                () = ready(client, args.wait, args.json) => {}
+                () = stop.cancelled() => return Err(Stop::Interrupted),
+            }
+        }
         let report = dispatch(args, client, settings, request, stop.clone()).await?;
         Ok::<_, Stop>((report, stop.is_cancelled()))
     });
+    // What still reads from an origin is not waited for.
+    runtime.shutdown_background();
     let (report, interrupted) = report?;
     if args.json {
         let text = serde_json::to_string(&report).expect("a report is plain data");
@@ -53,6 +70,23 @@ pub(super) fn warm(args: &WarmArgs) -> Result<(), Stop> {
         (true, _) => Err(Stop::Interrupted),
         (false, true) => Ok(()),
         (false, false) => Err(Stop::Silent),
+    }
+}
+
+/// Returns when the sidecar takes work, or `limit` has passed; what is wrong then is said by who asks.
+async fn ready(client: &Client, limit: Duration, silent: bool) {
+    let begun = tokio::time::Instant::now();
+    let mut said = false;
+    while begun.elapsed() < limit {
+        let status = client.get::<Value>("/status").await;
+        if status.is_ok_and(|status| status["ready"] == true) {
+            return;
+        }
+        if !said && !silent {
+            eprintln!("waiting for the sidecar at {}, at most {limit:?}", client.address());
+            said = true;
+        }
+        tokio::time::sleep(READY_EVERY).await;
     }
 }
 

@@ -457,6 +457,13 @@ impl Mounted {
         }
     }
 
+    /// The programs that the mount is for have ended: nothing is changed any more.
+    pub(super) fn refuse_mutations(&self) {
+        if let Some(mount) = &self.mount {
+            mount.refuse_mutations();
+        }
+    }
+
     /// Leaves the mount to the worker that takes over.
     pub(super) async fn leave(mut self) {
         self.in_order = true;

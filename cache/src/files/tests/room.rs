@@ -32,10 +32,14 @@ async fn both_tiers_stay_within_one_budget_as_du_counts() {
     most = most.max(du(dir.path()));
     let now = (du(&dir.path().join("blocks")), du(&dir.path().join("files")));
     assert!(most <= capacity / 100 * 101, "{most} of {capacity}, at the end {now:?}");
+    // What files may take is measured each second, and files go after that.
+    let within = || {
+        let stats = tiers.files().stats();
+        stats.bytes <= stats.capacity_bytes
+    };
+    until("files are within what they may take", within).await;
     let stats = tiers.files().stats();
-    // What files may take is measured each second; the last block may have come since.
-    let most = stats.capacity_bytes + capacity / 100;
-    assert!(stats.bytes <= most && stats.bytes > 70 * MIB, "{stats:?}");
+    assert!(stats.bytes > 70 * MIB, "{stats:?}");
     assert!(stats.evictions > 200, "{}", stats.evictions);
     let lying: u64 = files_below(&dir.path().join("files"))
         .iter()
