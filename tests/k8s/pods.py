@@ -121,6 +121,7 @@ def wanted(name, command=VERIFY_ONCE, annotations=None, grace=10, restart="Never
             "annotations": {
                 f"warpdrive.io/{key}": value
                 for key, value in {"env-from": "secret:origin", "cache-size": "1Gi", "memory": "64Mi", **(annotations or {})}.items()
+                if value is not None
             },
         },
         "spec": {

@@ -95,6 +95,8 @@ def test_other_places_for_mount_and_cache(make_namespace, image, origin, cache):
     namespace = make_namespace(f"-{cache.lower()}")
     command = ["python3", "-c", "import os; os.environ['DATA'] = '/in/puts/train'\n" + pods.READER, "files", "objects"]
     annotations = {"mounts": "/in/puts,/again", "cache": cache, "s3-port": "9800", "admin-port": "9801", "memory": "32Mi"}
+    if cache == "memory":
+        annotations["cache-size"] = None
     _, log = run(namespace, origin, pods.wanted("job", command, annotations))
     assert f"verified {len(origin.sums)} files" in log and f"verified {len(origin.sums)} objects" in log, log
 
