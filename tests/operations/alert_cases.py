@@ -209,8 +209,15 @@ CASES = {
         {"warpdrive_webhook_certificate_expiry_timestamp_seconds": constant(30 * 86400)},
     ),
     "WarpDriveWebhookNotTrusted": (
-        {"warpdrive_webhook_configuration_valid": constant(0)},
-        {"warpdrive_webhook_configuration_valid": constant(1)},
+        {
+            "warpdrive_webhook_configuration_valid": constant(0),
+            "warpdrive_webhook_authority_expiry_timestamp_seconds": constant(2e9),
+        },
+        # Somebody else's certificate.
+        {
+            "warpdrive_webhook_configuration_valid": constant(0),
+            "warpdrive_webhook_authority_expiry_timestamp_seconds": constant(0),
+        },
     ),
     "WarpDriveWebhookSettingsInvalid": (
         {"warpdrive_webhook_settings_valid": constant(0)},

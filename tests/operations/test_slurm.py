@@ -1,0 +1,302 @@
+"""examples/slurm under a real Slurm: jobs through the real prolog, task prolog and epilog."""
+
+import importlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import conftest
+import harness
+import machine
+import pytest
+import slurm
+
+MIB = 1 << 20
+ORIGIN = "versitygw"
+NEEDED = (("slurmctld", "slurm-wlm"), ("slurmd", "slurm-wlm"), ("sbatch", "slurm-wlm"), ("munged", "munge"))
+
+
+@pytest.fixture(scope="module")
+def cluster(origins):
+    conftest.need(*NEEDED)
+    for reason in (slurm.why_not(), origins.skipped.get(ORIGIN)):
+        if reason:
+            pytest.skip(reason)
+    for number in range(4):
+        origins.put(ORIGIN, f"slurm/{number}.bin", harness.content(MIB + number, number))
+    wanted = {
+        "cache": {"stale_ttl": "1s"},
+        "backends": [harness.backend("train", ORIGIN, origins)],
+    }
+    running = slurm.Slurm(json.dumps(wanted), machine.environment_file(origins))
+    yield running
+    running.close()
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left(request):
+    yield
+    if "cluster" in request.fixturenames:
+        running = request.getfixturevalue("cluster")
+        running.wait(lambda: not running.left(), f"nothing left of it: {running.left()}", 30)
+        assert list((running.run / "jobs").glob("*")) == []
+        assert running.node_state().startswith(("IDLE", "MIXED", "ALLOC")), running.node_state()
+
+
+def digests():
+    return {f"{number}.bin": harness.sha256(harness.content(MIB + number, number)) for number in range(4)}
+
+
+def boto3_for_everybody(folder):
+    """Unmodified boto3 where the job's user can read it: this environment may be root's alone."""
+    pytest.importorskip("boto3")
+    if not os.access("/usr/bin/python3", os.X_OK):
+        pytest.skip("no /usr/bin/python3 that a job could run")
+    folder.mkdir()
+    for name in ("boto3", "botocore", "s3transfer", "jmespath", "dateutil", "urllib3"):
+        package = Path(importlib.import_module(name).__file__).parent
+        shutil.copytree(package, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(importlib.import_module("six").__file__, folder)
+    return folder
+
+
+def test_a_job_reads_through_mount_and_s3(cluster):
+    packages = boto3_for_everybody(cluster.folder / "packages")
+    read = (
+        "import hashlib, os, urllib.request, boto3\n"
+        "s3 = boto3.client('s3')\n"
+        "for o in s3.list_objects_v2(Bucket='train', Prefix='slurm/')['Contents']:\n"
+        "    print('s3', o['Key'], hashlib.sha256(s3.get_object(Bucket='train', Key=o['Key'])['Body'].read()).hexdigest())\n"
+        "s3.put_object(Bucket='train', Key='out/result', Body=b'made by the job')\n"
+    )
+    script = (
+        'cd "$WARPDRIVE_DATA/train/slurm" && sha256sum *.bin\n'
+        f"PYTHONPATH={packages} /usr/bin/python3 -B - <<'END'\n{read}END\n"
+        'ls -l "$AWS_SHARED_CREDENTIALS_FILE"; id -un\n'
+    )
+    number = cluster.submit(script)
+    state, said = cluster.ended(number), cluster.said(number)
+    assert state == "COMPLETED", said + cluster.logs()
+    for name, digest in digests().items():
+        assert f"{digest}  {name}" in said, said
+        assert f"s3 slurm/{name} {digest}" in said, said
+    assert "-r-------- 1 nobody" in said, "a key of its own, for nobody else"
+
+
+def test_srun_gets_the_environment_as_well(cluster):
+    done = cluster.command(
+        "srun", f"--uid={slurm.JOB_USER}", "--chdir=/", "--partition=main",
+        "sh", "-c", 'cat "$WARPDRIVE_DATA/train/slurm/0.bin" | sha256sum; echo "$AWS_ENDPOINT_URL_S3"',
+    )
+    assert digests()["0.bin"] in done and "http://127.0.0.1:" in done, done
+
+
+def test_what_the_job_wrote_is_at_the_origin_when_it_has_ended(cluster, origins):
+    assert origins.get(ORIGIN, "out/result") == b"made by the job"
+
+
+def test_what_the_user_has_set_stays(cluster):
+    number = cluster.submit(
+        'echo "$AWS_ENDPOINT_URL_S3 $AWS_REGION ${AWS_SHARED_CREDENTIALS_FILE-none}"\n',
+        "--export=ALL,AWS_ENDPOINT_URL_S3=http://elsewhere:1,AWS_REGION=eu-west-9",
+    )
+    assert cluster.ended(number) == "COMPLETED", cluster.logs()
+    assert cluster.said(number).split() == ["http://elsewhere:1", "eu-west-9", "none"]
+
+
+def test_other_users_see_nothing_of_a_job(cluster):
+    number = cluster.submit('echo up; sleep 60\n')
+    cluster.wait(lambda: "up" in cluster.said(number), "the job")
+    directory = cluster.directory(number)
+    for path in ("mount/data/train/slurm/0.bin", "credentials", "worker/log", "worker/credentials"):
+        assert (directory / path).exists(), path
+        done = subprocess.run(
+            ["setpriv", "--reuid=4711", "--regid=4711", "--clear-groups", "cat", str(directory / path)],
+            capture_output=True, timeout=20,
+        )
+        assert done.returncode != 0 and not done.stdout, path
+    cluster.command("scancel", str(number))
+    assert cluster.ended(number) == "CANCELLED"
+
+
+def test_two_jobs_on_the_node_are_apart(cluster):
+    script = 'echo "$WARPDRIVE_DATA $AWS_ENDPOINT_URL_S3"; cat "$WARPDRIVE_DATA/train/slurm/1.bin" | sha256sum; sleep 3\n'
+    numbers = [cluster.submit(script, "--cpus-per-task=1") for _ in range(2)]
+    for number in numbers:
+        assert cluster.ended(number) == "COMPLETED", cluster.said(number) + cluster.logs()
+    said = [cluster.said(number).split() for number in numbers]
+    assert said[0][0] != said[1][0] and said[0][1] != said[1][1]
+    assert all(digests()["1.bin"] in words for words in said)
+
+
+def test_a_partition_that_is_not_named_has_no_mount(cluster):
+    number = cluster.submit('echo "${WARPDRIVE_DATA-none}"\n', partition="plain")
+    assert cluster.ended(number) == "COMPLETED"
+    assert cluster.said(number).strip() == "none"
+
+
+def test_a_cancelled_job_leaves_nothing(cluster):
+    number = cluster.submit('exec 3<"$WARPDRIVE_DATA/train/slurm/2.bin"; cd "$WARPDRIVE_DATA"; echo up; sleep 600\n')
+    cluster.wait(lambda: "up" in cluster.said(number), "the job")
+    assert len(cluster.left(number)) >= 4, "supervisor, worker, holder and mount"
+    cluster.command("scancel", str(number))
+    assert cluster.ended(number) == "CANCELLED"
+
+
+def test_a_worker_that_is_killed_is_not_noticed_by_the_job(cluster):
+    script = (
+        'echo up; for i in $(seq 60); do sha256sum < "$WARPDRIVE_DATA/train/slurm/$((i % 4)).bin" || exit 9; '
+        "sleep 0.1; done | sort | uniq -c; exit ${PIPESTATUS[0]}\n"
+    )
+    number = cluster.submit(script)
+    cluster.wait(lambda: "up" in cluster.said(number), "the job")
+    for _ in range(3):
+        time.sleep(1)
+        runs = cluster.processes_of(number, "run")
+        # The supervisor is the parent of the worker.
+        worker = next(pid for pid in runs if parent(pid) in runs)
+        os.kill(worker, signal.SIGKILL)
+    state, said = cluster.ended(number), cluster.said(number)
+    assert state == "COMPLETED", said + cluster.logs()
+    assert {line.split()[1] for line in said.splitlines()[1:]} == set(digests().values()), said
+
+
+def parent(pid):
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+@pytest.mark.parametrize("who", ["run", "mountd", "both"])
+def test_the_epilog_cleans_up_after_kill_9_of_the_sidecar(cluster, who):
+    number = cluster.submit('echo up; sleep 3; exit 0\n')
+    cluster.wait(lambda: "up" in cluster.said(number), "the job")
+    for command in ("run", "mountd") if who == "both" else (who,):
+        for pid in cluster.processes_of(number, command):
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+    assert cluster.ended(number) == "COMPLETED", cluster.logs()
+    # Nothing left: `nothing_is_left` looks.
+
+
+def test_an_origin_that_is_down_fails_the_job_with_the_reason_and_not_the_node(cluster, origins):
+    origins.act(ORIGIN, "stop")
+    try:
+        number = cluster.submit("echo must not run\n", "--no-requeue")
+        state = cluster.ended(number)
+    finally:
+        origins.act(ORIGIN, "restart")
+    assert state == "FAILED", cluster.said(number) + cluster.logs()
+    said = cluster.said(number)
+    assert "must not run" not in said
+    assert "origins do not answer after 4 s" in said and "train" in said, said
+    assert "DRAIN" not in cluster.node_state()
+
+
+def test_an_origin_that_comes_back_in_time_is_waited_for(cluster, origins):
+    cluster.settings(WARPDRIVE_ORIGIN_SECONDS=40)
+    origins.act(ORIGIN, "stop")
+    try:
+        number = cluster.submit('cat "$WARPDRIVE_DATA/train/slurm/3.bin" | sha256sum\n')
+        cluster.wait(lambda: (cluster.directory(number) / "worker/log").exists(), "the prolog")
+        time.sleep(4)
+        assert cluster.said(number) == "", "it has not begun"
+    finally:
+        origins.act(ORIGIN, "restart")
+        cluster.settings(WARPDRIVE_ORIGIN_SECONDS=4)
+    assert cluster.ended(number) == "COMPLETED", cluster.said(number) + cluster.logs()
+    assert digests()["3.bin"] in cluster.said(number)
+
+
+def test_an_origin_that_is_down_puts_the_job_back_where_that_is_wanted(cluster, origins):
+    cluster.settings(WARPDRIVE_WITHOUT_ORIGIN="requeue")
+    origins.act(ORIGIN, "stop")
+    try:
+        number = cluster.submit('cat "$WARPDRIVE_DATA/train/slurm/3.bin" | sha256sum\n')
+        cluster.wait(lambda: cluster.job(number).get("Priority") == "0", "a held job", 60)
+        cluster.wait(lambda: cluster.state(number) == "PENDING", "a job that waits")
+        shown = cluster.command("scontrol", "show", "job", str(number))
+        assert "warpdrive: origins do not answer" in shown, shown
+        cluster.wait(lambda: "DRAIN" not in cluster.node_state() and not cluster.left(), "the node is free")
+    finally:
+        origins.act(ORIGIN, "restart")
+        cluster.settings(WARPDRIVE_WITHOUT_ORIGIN="fail")
+    cluster.release(number)
+    assert cluster.ended(number) == "COMPLETED", cluster.said(number) + cluster.logs()
+    assert digests()["3.bin"] in cluster.said(number), cluster.said(number) + cluster.logs()
+
+
+def test_a_wrong_configuration_fails_the_job_with_the_reason(cluster):
+    good = cluster.configuration.read_text()
+    cluster.configuration.write_text(json.dumps(json.loads(good) | {"mountpoint": "/x"}))
+    try:
+        number = cluster.submit("echo must not run\n", "--no-requeue")
+        state = cluster.ended(number)
+    finally:
+        cluster.configuration.write_text(good)
+    said = cluster.said(number)
+    assert state == "FAILED" and "must not run" not in said, said
+    assert "the configuration cannot be used" in said, said
+
+
+def test_a_node_that_cannot_mount_is_drained_and_the_job_waits(cluster):
+    cluster.settings(WARPDRIVE_PROGRAM="/nonexistent/warpdrive")
+    try:
+        number = cluster.submit('cat "$WARPDRIVE_DATA/train/slurm/0.bin" | sha256sum\n')
+        cluster.wait(lambda: "DRAIN" in cluster.node_state(), "a drained node")
+        cluster.wait(lambda: cluster.state(number) == "PENDING", "the job waits")
+        assert "/nonexistent/warpdrive is not there" in (cluster.folder / "slurmd.log").read_text()
+    finally:
+        cluster.settings(WARPDRIVE_PROGRAM=cluster.program)
+        cluster.command("scontrol", "update", f"nodename={cluster.host}", "state=resume")
+    cluster.release(number)
+    assert cluster.ended(number) == "COMPLETED", cluster.said(number) + cluster.logs()
+
+
+def epilog(cluster, number):
+    return subprocess.run(
+        [str(cluster.scripts / "epilog.sh")], env={"SLURM_JOB_ID": str(number), "PATH": os.environ["PATH"]},
+        capture_output=True, text=True, timeout=60,
+    )
+
+
+def test_the_epilog_may_run_again_and_where_there_was_no_prolog(cluster):
+    for number in (999_999, 999_999):
+        done = epilog(cluster, number)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_a_prolog_that_is_killed_half_way_is_cleaned_up_after(cluster):
+    environment = {
+        "SLURM_JOB_ID": "888888", "SLURM_JOB_UID": "65534", "SLURM_JOB_PARTITION": "main", "PATH": os.environ["PATH"],
+    }
+    prolog = subprocess.Popen([str(cluster.scripts / "prolog.sh")], env=environment, stderr=subprocess.DEVNULL)
+    cluster.wait(lambda: cluster.processes_of(888888, "mountd"), "the holder", 20)
+    prolog.kill()
+    prolog.wait(10)
+    assert cluster.left(888888)
+    done = epilog(cluster, 888888)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_cache_of_a_node_stays_for_its_next_job(cluster):
+    cluster.settings(WARPDRIVE_CACHE_OF="node")
+    try:
+        script = 'cat "$WARPDRIVE_DATA"/train/slurm/*.bin | wc -c; sleep 1\n'
+        for _ in range(2):
+            number = cluster.submit(script)
+            assert cluster.ended(number) == "COMPLETED", cluster.said(number) + cluster.logs()
+            held = sum(path.stat().st_size for path in (cluster.cache / "node").rglob("*") if path.is_file())
+            assert held > 4 * MIB, "it is still there"
+        assert not (cluster.cache / "node.job").exists()
+    finally:
+        cluster.settings(WARPDRIVE_CACHE_OF="job")
+
+
+@pytest.mark.parametrize("script", sorted(path.name for path in slurm.SCRIPTS.glob("*.sh")))
+def test_the_scripts_are_well_formed(script):
+    subprocess.run(["bash", "-n", str(slurm.SCRIPTS / script)], check=True, timeout=20)
