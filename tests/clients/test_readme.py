@@ -43,6 +43,15 @@ def test_the_first_two_commands_are_the_two_promised():
     assert os.access(harness.ROOT / second.strip(), os.X_OK)
 
 
+def test_every_block_of_commands_is_run_by_a_test():
+    """Here, or on a cluster: tests/k8s/test_examples.py takes those of its section."""
+    for block in blocks("sh")[2:]:
+        lines = [line for line in block.splitlines() if line.strip()]
+        here = all("warpdrive.yaml" in line for line in lines)
+        cluster = block in README.partition("## On Kubernetes\n")[2].partition("\n## ")[0]
+        assert here or cluster, block
+
+
 def test_commands(train):
     commands = [line for block in blocks("sh") for line in block.splitlines() if "warpdrive.yaml" in line]
     assert [line.split()[1] for line in commands] == ["check", "run", "warm", "stats"]
