@@ -27,9 +27,12 @@ def need(*wanted):
     if not absent:
         return
     reason = f"not installed: {', '.join(sorted(set(absent)))}"
+    # What it does not install, such as systemd, is the machine's own.
+    listed = (ROOT / "tests/install").read_text()
+    could = all(f" {package} " in listed for package in absent)
     tools = os.environ.get("WARPDRIVE_TOOLS")
     no_packages = tools and (Path(tools) / "stamps" / "apt-failed").exists()
-    if harness.REQUIRED and os.geteuid() == 0 and shutil.which("apt-get") and not no_packages:
+    if could and harness.REQUIRED and os.geteuid() == 0 and shutil.which("apt-get") and not no_packages:
         pytest.fail(f"required but {reason}")
     pytest.skip(reason)
 

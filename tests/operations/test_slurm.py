@@ -300,3 +300,60 @@ def test_the_cache_of_a_node_stays_for_its_next_job(cluster):
 @pytest.mark.parametrize("script", sorted(path.name for path in slurm.SCRIPTS.glob("*.sh")))
 def test_the_scripts_are_well_formed(script):
     subprocess.run(["bash", "-n", str(slurm.SCRIPTS / script)], check=True, timeout=20)
+
+
+def playbook(*arguments, timeout=180):
+    """Runs ansible-playbook of tests/install on this machine."""
+    tools = os.environ.get("WARPDRIVE_TOOLS") or subprocess.run(
+        [str(conftest.ROOT / "tests/install"), "--where"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    program = Path(tools) / "py-ansible/bin/ansible-playbook"
+    if not program.exists():
+        if harness.REQUIRED:
+            pytest.fail("required but not installed: py-ansible (tests/install)")
+        pytest.skip("py-ansible is not installed (tests/install)")
+    done = subprocess.run(
+        [
+            str(program), "-i", "localhost,", "-c", "local", str(slurm.SCRIPTS / "install.yaml"),
+            "-e", f"ansible_python_interpreter={program.parent / 'python'}", *arguments,
+        ],
+        capture_output=True, text=True, timeout=timeout, stdin=subprocess.DEVNULL,
+        env=harness.clean_environment(ANSIBLE_NOCOLOR="1", LC_ALL="C.UTF-8"),
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_the_playbook_is_well_formed():
+    playbook("--syntax-check")
+
+
+def test_the_playbook_installs_all_of_it_and_changes_nothing_the_second_time(tmp_path):
+    (tmp_path / "root/etc/slurm").mkdir(parents=True)
+    conf = tmp_path / "root/etc/slurm/slurm.conf"
+    conf.write_text("ClusterName=mine\n")
+    (tmp_path / "secrets").write_text("NAME=value\n")
+    (tmp_path / "config").write_text("backends: []\n")
+    wanted = {
+        "warpdrive_nodes": "all", "warpdrive_become": False, "prefix": str(tmp_path / "root"),
+        "warpdrive_program": str(harness.PROGRAM), "warpdrive_config": str(tmp_path / "config"),
+        "warpdrive_secrets": str(tmp_path / "secrets"), "slurm_conf": str(conf),
+        "owner": str(os.geteuid()), "warpdrive_settings": {"WARPDRIVE_PARTITIONS": "gpu train", "WARPDRIVE_MEMORY": "2GiB"},
+    }
+    said = [playbook("-e", json.dumps(wanted)) for _ in range(2)]
+    assert "changed=0" in said[1] and "failed=0" in said[1], said[1]
+    etc = tmp_path / "root/etc/warpdrive"
+    for name in ("prolog.sh", "epilog.sh", "task-prolog.sh", "common.sh"):
+        assert (etc / "slurm" / name).read_text() == (slurm.SCRIPTS / name).read_text()
+    assert (etc / "secrets.env").stat().st_mode & 0o777 == 0o600
+    shown = subprocess.run(
+        ["bash", "-c", f". {etc}/slurm/settings; echo $WARPDRIVE_PARTITIONS/$WARPDRIVE_MEMORY/$WARPDRIVE_CACHE_OF"],
+        capture_output=True, text=True, check=True,
+    )
+    assert shown.stdout.strip() == "gpu train/2GiB/job"
+    assert f"Prolog={etc}/slurm/prolog.sh" in conf.read_text() and "ClusterName=mine" in conf.read_text()
+    # What was installed is what runs: the epilog of a job that never was.
+    done = subprocess.run(
+        [str(etc / "slurm/epilog.sh")], env={"SLURM_JOB_ID": "777777", "PATH": os.environ["PATH"]}, timeout=60
+    )
+    assert done.returncode == 0
