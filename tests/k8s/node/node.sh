@@ -9,7 +9,9 @@ what=${1:?}; i=${2:?}
 name=wd-node$i; ip=$NET.0.$i; dir=$STATE/$name
 
 network() {
-  ip link add wd0 type bridge
+  # A bridge without an address of its own takes the lowest of its ports, and so another one whenever a pod
+  # comes or goes: whoever has asked for the old one waits half a minute.
+  ip link add wd0 address "02:77:00:00:00:$(printf %02x "$i")" type bridge
   ip addr add "$ip/16" dev wd0
   ip link set wd0 up
   ip route replace default dev wd0
