@@ -138,7 +138,10 @@ CASES = {
     ),
     "WarpDriveCacheDropping": (
         {'warpdrive_cache_dropped_total{reason="slow_disk"}': rising(120)},
-        {'warpdrive_cache_dropped_total{reason="slow_disk"}': rising(6)},
+        {
+            'warpdrive_cache_dropped_total{reason="slow_disk"}': rising(6),
+            'warpdrive_cache_dropped_total{reason="retained"}': rising(6000),
+        },
     ),
     "WarpDriveCacheThrashing": (
         {

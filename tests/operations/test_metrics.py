@@ -177,3 +177,20 @@ def test_a_sidecar_names_every_metric_with_help_and_type(prometheus_and_sidecar)
     # Exit status 3: remarks about style, such as a name that could be shorter. No error.
     assert done.returncode in (0, 3), done.stderr
     assert "error" not in done.stderr.lower().replace("errors", ""), done.stderr
+
+
+def test_the_runbook_names_what_there_is(prometheus_and_sidecar):
+    """Its metrics exist, and so do the keys of `stats --json` that it has people look at."""
+    _, observed, _ = prometheus_and_sidecar
+    text = (conftest.ROOT / "docs/runbook.md").read_text()
+    there = families(observed.exposition())
+    wanted = {name for name in named(text) if name.startswith("warpdrive_") and not name.startswith(ELSEWHERE)}
+    assert wanted - there - set(UNSEEN) == set()
+    status = observed.status()
+    paths = [path.strip() for found in re.findall(r"jq '?([^`'\n]+)", text) for path in found.split(",")]
+    assert len(paths) >= 5
+    for path in paths:
+        value = status
+        for key in path.removeprefix(".").split("."):
+            assert key in value, f"the runbook names {path}, which `stats --json` has not"
+            value = value[key] or {}
