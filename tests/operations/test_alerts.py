@@ -102,3 +102,10 @@ def test_it_fires_when_it_should_and_only_then(alert, tmp_path):
 
 def test_no_case_is_left_over():
     assert set(CASES) == {rule["alert"] for rule in rules()}
+
+
+@pytest.mark.parametrize("name", ["alerts.yaml", "dashboard.json"])
+def test_the_chart_has_the_same(name):
+    """Helm packages what lies in the chart's own directory only, so there is a copy."""
+    copy = conftest.ROOT / "charts/warpdrive/files" / name
+    assert copy.read_text() == (RULES.parent / name).read_text(), f"cp examples/monitoring/{name} {copy}"
