@@ -40,6 +40,14 @@ def why_not() -> str:
     return "" if done.returncode == 0 else "namespaces cannot be made here"
 
 
+def killed_with_parent():
+    """Runs in the child. Not a signal that can be ignored: unshare does so while it waits."""
+    import ctypes
+
+    PR_SET_PDEATHSIG = 1
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 class Machine:
     """A running systemd."""
 
@@ -77,7 +85,7 @@ class Machine:
             self.process = subprocess.Popen(
                 [str(HERE / "machine.sh"), str(self.folder), self.name, *map(str, shared)],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
-                preexec_fn=harness.die_with_parent,
+                preexec_fn=killed_with_parent,
             )
         self.first = None
         deadline = time.monotonic() + 60
