@@ -2,6 +2,7 @@
 
 import re
 
+import policies
 import yaml
 
 from harness import CHART, EVERYTHING, ROOT, one, pod_templates, render, rust_names
@@ -23,7 +24,7 @@ def test_labels_and_annotations():
     known = {NAMES["INJECT_LABEL"], NAMES["STATUS_ANNOTATION"]} | {NAMES["ANNOTATION_PREFIX"] + a for a in annotations()}
     known |= {"warpdrive.io/tokens"}
     for path, text in texts():
-        if path.name in ("dashboard.json", "values.schema.json"):
+        if path.name in ("dashboard.json", "values.schema.json") or path.parent.name == "policy":
             continue
         for name in re.findall(r"(?<![\w.])warpdrive\.io/[a-z0-9-]+", text):
             assert name in known, f"{path.name}: {name} is no name of ours"
@@ -59,6 +60,12 @@ def test_containers_paths_and_ports():
     socket = f"{NAMES['RUN_DIRECTORY']}/{NAMES['HOLDER_SOCKET']}"
     assert socket in worker["command"] and socket in holder["command"]
     assert worker["ports"][0]["containerPort"] == NAMES["METRICS_PORT"]
+    containers = (ROOT / "cluster/src/inject/containers.rs").read_text()
+    port_name = re.search(r'METRICS_PORT_NAME: &str = "([a-z-]+)"', containers).group(1)
+    assert worker["ports"][0]["name"] == one(objects, "PodMonitor")["spec"]["podMetricsEndpoints"][0]["port"] == port_name
+    for _, spec, _ in pod_templates(objects):
+        for c in spec["containers"]:
+            assert all(len(p["name"]) <= 15 for p in c.get("ports", [])), "the API server takes no longer name of a port"
     for o in objects:
         if o["kind"] == "ConfigMap" and o["metadata"]["name"] == "warpdrive":
             assert list(o["data"]) == [NAMES["CONFIG_KEY"]]
@@ -82,6 +89,16 @@ def test_webhook_names_are_below_ours():
     for webhook in one(render({}), "MutatingWebhookConfiguration")["webhooks"]:
         assert webhook["name"].endswith(".inject.warpdrive.io")
         assert NAMES["INJECT_LABEL"] in str(webhook["objectSelector"])
+
+
+def test_policies_are_what_the_program_prints():
+    for mode in policies.MODES:
+        there = (CHART / "files" / "policy" / f"{mode}.yaml").read_text()
+        assert there == policies.marked(mode), "python tests/chart/policies.py writes them"
+        # Each mark is where the chart looks for it, and in every place.
+        assert there.count("IMAGE") == there.count('image: "IMAGE"') >= 1
+        assert there.count("7777Gi") == there.count('"7777Gi"') >= 1 <= there.count('"7777Mi"') == there.count("7777Mi")
+        assert there.count(str(7777 << 30)) == 1 == there.count(str(7777 << 20))
 
 
 def test_copies_are_copies():

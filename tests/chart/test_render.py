@@ -4,6 +4,7 @@ and is what the chart promises (levels of Pod Security, rights, who is injected)
 import json
 
 import kubernetes_validate
+import policies as policies_of
 import pytest
 import yaml
 
@@ -53,7 +54,7 @@ COMBINATIONS = {
 POLICY_FROM = 34
 
 
-def policies(version):
+def has_policies(version):
     return int(version.split(".")[1]) >= POLICY_FROM
 
 
@@ -73,13 +74,62 @@ def test_objects_are_valid(name, version):
     assert len(keys) == len(set(keys)), "an object is there twice"
 
 
-@pytest.mark.parametrize("version", [v for v in VERSIONS if policies(v)])
+@pytest.mark.parametrize("version", [v for v in VERSIONS if has_policies(v)])
 def test_policy_objects_are_valid(version):
     objects = render({"injection": {"mode": "policy"}, "csi": {"enabled": True}}, version=version)
     validate(objects, version)
     kinds = [o["kind"] for o in objects]
     assert kinds.count("MutatingAdmissionPolicy") >= 1
     assert "MutatingWebhookConfiguration" not in kinds and "Deployment" not in kinds
+
+
+POLICY_KINDS = ("MutatingAdmissionPolicy", "MutatingAdmissionPolicyBinding", "ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding")
+
+
+@pytest.mark.parametrize("version, api", [("1.34.0", "v1beta1"), ("1.35.0", "v1beta1"), ("1.36.0", "v1"), ("1.37.0", "v1")])
+def test_policy_is_of_the_version_that_is_there(version, api):
+    for o in render({"injection": {"mode": "policy"}}, version=version):
+        if o["kind"] in POLICY_KINDS:
+            wanted = api if o["kind"].startswith("Mutating") else "v1"
+            assert o["apiVersion"] == f"admissionregistration.k8s.io/{wanted}"
+
+
+@pytest.mark.parametrize("mode", policies_of.MODES)
+def test_policy_is_what_the_program_prints_for_these_values(mode):
+    """Byte by byte in every expression: image, sizes and mode of the values have got to where they belong."""
+    settings = f"image: registry.example/w:7\nimage_pull_policy: Always\nannotations: {{mode: {mode}, cache-size: 33Gi, memory: 99Mi}}\n"
+    text = policies_of.printed(settings)
+    # The one difference: the chart lets CEL count what the program has counted.
+    text = text.replace(str(33 << 30), 'quantity("33Gi").asInteger()').replace(str(99 << 20), 'quantity("99Mi").asInteger()')
+    printed = [o for o in yaml.safe_load_all(text) if o]
+    values = {
+        "image": {"registry": "registry.example", "repository": "w", "tag": "7", "pullPolicy": "Always"},
+        "injection": {"mode": "policy", "annotations": {"mode": mode, "cache-size": "33Gi", "memory": "99Mi"}},
+    }
+    rendered = [o for o in render(values) if o["kind"] in POLICY_KINDS]
+    excluded = {"key": "kubernetes.io/metadata.name", "operator": "NotIn", "values": ["kube-system", "kube-public", "kube-node-lease"]}
+    assert len(rendered) == len(printed) == 6
+    for theirs in printed:
+        ours = one(rendered, theirs["kind"], theirs["metadata"]["name"])
+        if theirs["kind"].endswith("Binding"):
+            theirs["spec"]["matchResources"]["namespaceSelector"]["matchExpressions"].append(excluded)
+        assert ours["spec"] == theirs["spec"]
+    # The same, given as a text.
+    given = {"injection": {"mode": "policy", "policy": text}}
+    assert [o for o in render(given) if o["kind"] in POLICY_KINDS] == rendered
+
+
+@pytest.mark.parametrize(
+    "values, said",
+    [
+        ({"annotations": {"warm": "all"}}, "injection.annotations.warm"),
+        ({"annotations": {"cache-size": "50GB"}}, "injection.annotations.cache-size: with injection by policy"),
+        ({"imagePullSecrets": ["a"]}, "--set-file injection.policy=FILE"),
+        ({"resources": {"worker": {"limits": {"cpu": "1"}}}}, "--set-file injection.policy=FILE"),
+    ],
+)
+def test_policy_refuses_what_it_has_no_place_for(values, said):
+    assert said in refusal({"injection": {"mode": "policy"} | values})
 
 
 def test_policy_is_refused_where_there_is_none():
@@ -389,6 +439,16 @@ def test_notes_say_what_to_do_next(values, said):
     for part in said:
         assert part in notes
     assert "<no value>" not in result.stdout
+
+
+def test_no_budget_for_one_pod_and_no_surge_on_a_network_of_nodes():
+    assert not [o for o in render({"webhook": {"replicas": 1}}) if o["kind"] == "PodDisruptionBudget"]
+
+    def strategy(values):
+        return one(render({"webhook": values}), "Deployment")["spec"]["strategy"]["rollingUpdate"]
+
+    assert strategy({}) == strategy({"hostNetwork": True, "replicas": 1}) == {"maxUnavailable": 0, "maxSurge": 1}
+    assert strategy({"hostNetwork": True}) == {"maxUnavailable": 1, "maxSurge": 0}
 
 
 def test_names_of_objects_are_those_of_the_arguments():

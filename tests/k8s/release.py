@@ -14,7 +14,7 @@ import yaml
 CHART = k8s.ROOT / "charts/warpdrive"
 HELM = k8s.TOOLS / "k8s/bin/helm"
 # Certificates that live for seconds, so that a test sees several of them.
-SHORT_LIVES = {"authorityLifetime": "45s", "certificateLifetime": "10s", "settle": "3s", "resync": "1s"}
+SHORT_LIVES = {"authorityLifetime": "24s", "certificateLifetime": "6s", "settle": "3s", "resync": "1s"}
 # What the cluster itself makes and changes all the time, and the records of what happened.
 RESTLESS = {"events", "events.events.k8s.io", "leases.coordination.k8s.io", "endpointslices.discovery.k8s.io", "endpoints"}
 
