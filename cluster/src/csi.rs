@@ -5,6 +5,7 @@
 //! so. It serves inline volumes only, reads no object and no configuration, and talks to nobody but
 //! kubelet.
 
+mod authority;
 mod cgroup;
 mod holder;
 mod metrics;

@@ -1,7 +1,7 @@
 //! Starting, finding and ending the mount holders of pods.
 //!
 //! Invariant: a holder that was started depends on nothing of the node service: it has a session, a
-//! control group, a network (of nothing) and a log of its own. Whoever is signalled is the process
+//! control group, a network (of nothing) and a log of its own, and few of its rights. Whoever is signalled is the process
 //! that was recorded, never another with its number.
 
 #![allow(unsafe_code)] // What a new process does before it becomes the holder.
@@ -16,7 +16,10 @@ use std::time::{Duration, Instant};
 use rustix::process::{
     Pid, PidfdFlags, Signal, WaitOptions, pidfd_open, pidfd_send_signal, setsid, waitpid,
 };
-use rustix::thread::{UnshareFlags, unshare_unsafe};
+use rustix::thread::{
+    CapabilitySet, UnshareFlags, remove_capability_from_bounding_set, set_no_new_privs,
+    unshare_unsafe,
+};
 
 use super::cgroup::Doors;
 use super::record::Process;
@@ -51,6 +54,13 @@ const GRACE: &str = "1s";
 /// Ours is that of what a node cannot do without (kubelet has -999): the holder is small, and all
 /// of its pod's reads hang on it.
 const OOM_SCORE: &str = "-998";
+
+/// What a holder may do besides what any root may to its own files: mount and register files, kill a
+/// worker that does not leave, and give the socket to its user.
+const CAPABILITIES: CapabilitySet = CapabilitySet::SYS_ADMIN
+    .union(CapabilitySet::KILL)
+    .union(CapabilitySet::CHOWN)
+    .union(CapabilitySet::DAC_OVERRIDE);
 
 /// As much as is shown of what a holder said before it ended.
 const SAID_BYTES: u64 = 600;
@@ -104,6 +114,11 @@ impl Starter {
                 // It talks through sockets in the file system, which need no network.
                 let own = UnshareFlags::NEWNET | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS;
                 unshare_unsafe(own)?;
+                for other in CapabilitySet::all().difference(CAPABILITIES).iter() {
+                    // One that this kernel does not know, or that nobody here has.
+                    let _ = remove_capability_from_bounding_set(other);
+                }
+                set_no_new_privs(true)?;
                 Ok(())
             });
         }

@@ -12,9 +12,11 @@ use std::time::Duration;
 use rustix::fs::FlockOperation;
 use tokio::net::UnixListener;
 use tokio_util::sync::CancellationToken;
+use tonic::codegen::tokio_stream::StreamExt;
 use tonic::codegen::tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 
+use super::authority;
 use super::rpc::Rpc;
 
 /// How often the lock is tried; a predecessor that stops holds it for less than its grace period.
@@ -68,7 +70,7 @@ pub(super) async fn serve(path: PathBuf, rpc: Rpc, stop: CancellationToken) -> i
             .concurrency_limit_per_connection(MAX_CALLS)
             .serve_with_incoming_shutdown(
                 rpc.clone(),
-                UnixListenerStream::new(listener),
+                UnixListenerStream::new(listener).map(|stream| stream.map(authority::accept)),
                 done.clone().cancelled_owned(),
             );
         tokio::pin!(serving);

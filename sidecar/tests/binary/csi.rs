@@ -450,6 +450,10 @@ fn a_pod_has_its_mount_in_either_order_and_again() {
         assert_ne!(own("net"), its("net"));
         assert_eq!(own("mnt"), its("mnt"));
 
+        // SYS_ADMIN, KILL, DAC_OVERRIDE, CHOWN.
+        let status = fs::read_to_string(format!("/proc/{holder}/status")).unwrap();
+        assert!(status.contains("CapEff:\t0000000000200023\n"), "{status}");
+
         // The socket's folder cannot be written through the pod's volume.
         let written = fs::write(pod.socket().join("x"), "x").unwrap_err();
         assert_eq!(Errno::from_io_error(&written), Some(Errno::ROFS));
