@@ -25,6 +25,8 @@ use crate::names::{
     INJECT_LABEL, STATUS_ANNOTATION, UNWANTED, WANTED,
 };
 use crate::settings::{Cache, Mode, Settings};
+pub(crate) use served::VARIABLES;
+
 use merge::Key;
 use shape::{array, array_mut, object_mut, text};
 use status::Status;
@@ -33,10 +35,31 @@ use status::Status;
 const DEFAULT_GRACE_SECONDS: u64 = 30;
 /// Annotation of the kubelet's own pods, which the API server only mirrors.
 const MIRROR_ANNOTATION: &str = "kubernetes.io/config.mirror";
+/// Sizes in an injected pod that follow from those in its settings, bytes.
+pub(crate) struct Sizes {
+    pub(crate) empty_dir: u64,
+    pub(crate) claim: u64,
+    pub(crate) worker_request: u64,
+    pub(crate) worker_limit: u64,
+}
+
+/// What follows from the capacities of the disk tier and of the memory tier.
+pub(crate) fn sizes(cache_bytes: u64, memory_bytes: u64) -> Sizes {
+    let (worker_request, worker_limit) = containers::worker_bytes(memory_bytes);
+    Sizes {
+        empty_dir: volumes::empty_dir_bytes(cache_bytes),
+        claim: volumes::claim_bytes(cache_bytes),
+        worker_request,
+        worker_limit,
+    }
+}
+
 /// Label of the pods of an Argo workflow, and its own containers in them: they carry artifacts to and
 /// from a store of their own, with credentials of their own.
 const ARGO_LABEL: &str = "workflows.argoproj.io/workflow";
 const ARGO_CONTAINERS: &[&str] = &["init", "wait"];
+/// Both, for the policy.
+pub(crate) const ARGO: (&str, &[&str]) = (ARGO_LABEL, ARGO_CONTAINERS);
 
 /// Who asks, where the pod itself does not say it.
 #[derive(Debug, Clone, Copy)]

@@ -9,5 +9,6 @@ mod certificates;
 pub mod csi;
 pub mod inject;
 pub mod names;
+pub mod policy;
 pub mod settings;
 pub mod webhook;

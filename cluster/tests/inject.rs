@@ -206,3 +206,22 @@ fn the_helper_finds_what_the_levels_forbid() {
     let root = container(json!({"runAsUser": 0}));
     assert!(levels::restricted(&root).iter().any(|what| what.contains("runAsUser")));
 }
+
+/// The table in docs/kubernetes.md is the table of the program.
+#[test]
+fn the_document_names_every_annotation() {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/kubernetes.md");
+    let text = fs::read_to_string(file).unwrap();
+    let table = text.split("## Annotations").nth(1).unwrap().split("\n## ").next().unwrap();
+    let rows: Vec<&str> = table.lines().filter(|line| line.starts_with("| `")).collect();
+    let wanted: Vec<String> = cluster::settings::ANNOTATIONS
+        .iter()
+        .map(|one| {
+            let default = if one.default.is_empty() { String::new() } else { format!("`{}`", one.default) };
+            format!("| `{}` | {} | {default} | {} |", one.name, one.values, one.meaning)
+        })
+        .collect();
+    assert_eq!(rows, wanted);
+    let settings = table.split("```yaml\n").nth(1).unwrap().split("```").next().unwrap();
+    Defaults::from_yaml(settings).expect("the example is a settings file");
+}

@@ -140,6 +140,12 @@ impl Budget {
     }
 }
 
+/// Memory of the worker: what is reserved, and its limit, in which the volume of sockets counts.
+pub(super) fn worker_bytes(memory_tier: u64) -> (u64, u64) {
+    let request = memory_tier.saturating_add(WORKER_BYTES);
+    (request, request.saturating_add(RUN_BYTES))
+}
+
 /// Names and arguments of the containers that warm. One command warms whole buckets, or one prefix.
 pub(super) fn warm(settings: &Settings, admin: u16) -> Vec<(String, Vec<String>)> {
     let mut commands: Vec<Vec<String>> = Vec::new();
@@ -362,8 +368,7 @@ fn worker(plan: &Plan<'_>) -> Value {
     }
     let storage =
         (settings.cache == Cache::EmptyDir).then(|| empty_dir_bytes(settings.cache_bytes));
-    let memory = settings.memory_bytes.saturating_add(WORKER_BYTES);
-    let memory = (memory, memory.saturating_add(RUN_BYTES));
+    let memory = worker_bytes(settings.memory_bytes);
     let over = &plan.defaults.resources.worker;
     let mut body = json!({
         "command": command(worker_arguments(plan)),

@@ -29,6 +29,17 @@ const CREDENTIALS: &[&str] = &[
     "AWS_CONTAINER_CREDENTIALS_FULL_URI",
 ];
 
+/// Variables of clients of S3, by what they say.
+pub(crate) struct Variables {
+    pub(crate) endpoints: &'static [&'static str],
+    pub(crate) regions: &'static [&'static str],
+    pub(crate) credentials: &'static [&'static str],
+}
+
+/// For the policy, which follows the same rules.
+pub(crate) const VARIABLES: Variables =
+    Variables { endpoints: ENDPOINTS, regions: REGIONS, credentials: CREDENTIALS };
+
 /// Refuses ports that a container of the author's has.
 pub(super) fn ports_are_free(spec: &Value, plan: &Plan<'_>) -> Result<(), Denial> {
     let wanted = [

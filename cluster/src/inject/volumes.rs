@@ -38,7 +38,7 @@ pub(super) fn empty_dir_bytes(capacity: u64) -> u64 {
 }
 
 /// What a claim for the disk tier asks for: a file system keeps a tenth for itself.
-fn claim_bytes(capacity: u64) -> u64 {
+pub(super) fn claim_bytes(capacity: u64) -> u64 {
     round_mib(
         capacity.saturating_add(capacity / 10).saturating_add(KEPT_FREE_BYTES + LEAST_SLACK_BYTES),
     )

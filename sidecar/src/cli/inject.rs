@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueHint};
 use cluster::inject::{Defaults, manifests};
+use cluster::policy::policy;
 
 use super::{Stop, put};
 
@@ -22,6 +23,7 @@ Examples:
   kubectl get deployment trainer -o yaml | warpdrive inject -f - --only trainer
   warpdrive inject -f job.yaml --image registry.example/warpdrive:0.1.0 --set mode=s3 --set warm=train/
   helm template ./trainer | warpdrive inject -f - --defaults webhook-settings.yaml
+  warpdrive inject --policy --set mode=csi | kubectl apply -f -        no webhook, Kubernetes 1.36
 
 Pod templates are found in every kind: Pod, Deployment, StatefulSet, DaemonSet, Job, CronJob, JobSet,
 PyTorchJob, MPIJob, RayCluster, RayJob, Argo workflows, and in kinds made of those. A pod's own
@@ -29,8 +31,15 @@ annotations warpdrive.io/NAME win over --set, and --set over --defaults. A pod w
 warpdrive.io/inject: \"false\" stays as it is. Comments are lost. Every annotation: docs/kubernetes.md")]
 pub(super) struct InjectArgs {
     /// YAML documents or JSON; `-` for standard input.
-    #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
-    file: PathBuf,
+    #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath, required_unless_present = "policy")]
+    file: Option<PathBuf>,
+    /// Print a MutatingAdmissionPolicy that makes the same pods, with its bindings and the policy that
+    /// denies what it cannot do, instead of injecting a file.
+    #[arg(long, conflicts_with_all = ["file", "only"])]
+    policy: bool,
+    /// Version of `admissionregistration.k8s.io` for --policy: v1 since Kubernetes 1.36, v1beta1 before.
+    #[arg(long, value_name = "VERSION", default_value = "v1", value_parser = ["v1", "v1beta1"])]
+    policy_version: String,
     /// The image of the containers that are added.
     #[arg(long, value_name = "IMAGE")]
     image: Option<String>,
@@ -47,8 +56,13 @@ pub(super) struct InjectArgs {
 
 pub(super) fn inject(args: &InjectArgs) -> Result<(), Stop> {
     let defaults = defaults(args)?;
-    let name = args.file.display();
-    let text = read(&args.file)?;
+    let Some(file) = &args.file else {
+        let text = policy(&defaults, &args.policy_version);
+        put(&text.map_err(|denial| Stop::Unusable(denial.to_string()))?);
+        return Ok(());
+    };
+    let name = file.display();
+    let text = read(file)?;
     let result = manifests(&text, &args.only, &defaults)
         .map_err(|what| Stop::Failed(format!("{name}: {what}")))?;
     for note in &result.notes {
