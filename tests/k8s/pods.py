@@ -158,7 +158,7 @@ def injected(*objects):
     """The same with WarpDrive in every pod, by `warpdrive inject`: for tests that need no webhook."""
     import subprocess
 
-    text = "\n---\n".join(json.dumps(found) for found in objects)
+    text = yaml.safe_dump_all(objects)
     done = subprocess.run(
         [k8s.PROGRAM, "inject", "-f", "-", "--image", k8s.IMAGE], input=text, capture_output=True, text=True, timeout=30
     )
