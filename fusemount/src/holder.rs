@@ -6,6 +6,7 @@
 
 mod connection;
 pub(crate) mod device;
+mod guard;
 pub(crate) mod registrations;
 mod server;
 mod system;
@@ -28,6 +29,7 @@ use crate::config::HolderConfig;
 use crate::mount::{MountError, clear_mount_point};
 use connection::Connection;
 use server::{Holder, MAX_PEERS};
+pub use guard::guard;
 pub(crate) use system::{install, peer};
 use wire::connect_to;
 

@@ -19,7 +19,7 @@ mod registrar;
 
 pub use adapter::unbind_thread;
 pub use config::{HolderConfig, MountConfig};
-pub use holder::hold;
+pub use holder::{guard, hold};
 pub use metrics::Metrics;
 pub use mount::{
     HolderStatus, Mount, MountError, MountPointState, check_mount_point, dismiss_worker,

@@ -71,7 +71,7 @@ pub enum MountError {
 
 /// How the mount came to be, and so how it goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Privilege {
+pub(crate) enum Privilege {
     /// `mount(2)` and `umount2(2)`.
     Own,
     /// `fusermount3`, set-user-id.
@@ -394,7 +394,7 @@ fn for_each_loop(mut devices: Vec<OwnedFd>, count: Option<usize>) -> io::Result<
 }
 
 /// Takes a mount away: only if nobody uses it, or (lazily) in any case.
-fn detach(target: &Path, privilege: Privilege, lazy: bool) -> Result<(), String> {
+pub(crate) fn detach(target: &Path, privilege: Privilege, lazy: bool) -> Result<(), String> {
     // FORCE cuts the connection, so that those who still use it get ENOTCONN and do not wait.
     let lazily = UnmountFlags::DETACH | UnmountFlags::FORCE;
     let flags = if lazy { lazily } else { UnmountFlags::empty() };

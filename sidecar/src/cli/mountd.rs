@@ -4,6 +4,7 @@
 //! kernel is all in `fusemount`.
 
 use std::path::PathBuf;
+use std::process::Command;
 use std::time::Duration;
 
 use clap::{Args, ValueHint};
@@ -65,6 +66,13 @@ pub(super) fn mountd(args: MountdArgs) -> Result<(), Stop> {
     let whole = |path: PathBuf| {
         std::path::absolute(&path).map_err(|e| Stop::Unusable(format!("{}: {e}", path.display())))
     };
+    if crate::supervise::is_first_process() {
+        // The same arguments: what starts there is not the first process any more.
+        let mut holder = Command::new("/proc/self/exe");
+        holder.args(std::env::args_os().skip(1));
+        let point = whole(args.mount_point)?;
+        return fusemount::guard(&point, holder).map_err(|error| Stop::Failed(error.to_string()));
+    }
     let config = HolderConfig {
         allow_other: args.allow_other,
         read_ahead_kib: u32::try_from(args.read_ahead.0.div_ceil(1024)).unwrap_or(u32::MAX),
