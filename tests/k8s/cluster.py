@@ -244,19 +244,27 @@ class Namespace:
         self.cluster.kubectl("delete", "namespace", self.name, "--wait=false")
 
     def report(self):
-        """All that explains a failure, bounded."""
-        parts = [self.kubectl("get", "pods", "-o", "wide", check=False).stdout]
-        pods = [name.split("/")[-1] for name in self.kubectl("get", "pods", "-o", "name", check=False).stdout.split()]
-        for pod in pods[:4]:
-            parts.append(self.kubectl("describe", "pod", pod, check=False).stdout[-2500:])
-            found = self.pod(pod) or {"spec": {}}
-            spec = found["spec"]
-            for container in spec.get("initContainers", []) + spec.get("containers", []):
-                for previous in (False, True):
-                    text = self.logs(pod, container["name"], previous)
+        """All that explains a failure, bounded in size and time."""
+        end = time.monotonic() + 30
+
+        def ask(*arguments):
+            if time.monotonic() > end:
+                return ""
+            try:
+                return self.kubectl(*arguments, check=False, timeout=10).stdout
+            except subprocess.TimeoutExpired:
+                return ""
+
+        parts = [ask("get", "pods", "-o", "wide")]
+        for pod in ask("get", "pods", "-o", "name").split()[:4]:
+            parts.append(ask("describe", pod)[-2500:])
+            containers = ask("get", pod, "-o", "jsonpath={.spec.initContainers[*].name} {.spec.containers[*].name}")
+            for container in containers.split():
+                for before in ([], ["--previous"]):
+                    text = ask("logs", pod, "-c", container, *before)
                     if text:
-                        parts.append(f"--- log of {pod}/{container['name']}{' before' if previous else ''}\n{text[-2500:]}")
-        parts.append(self.kubectl("get", "events", "--sort-by=.lastTimestamp", check=False).stdout[-4000:])
+                        parts.append(f"--- log of {pod}/{container}{' before' if before else ''}\n{text[-2500:]}")
+        parts.append(ask("get", "events", "--sort-by=.lastTimestamp")[-4000:])
         return "\n".join(parts)
 
 

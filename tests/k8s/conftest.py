@@ -64,6 +64,15 @@ def image(cluster, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def next_image(cluster, tmp_path_factory):
+    """The same program under another name, and so another image for kubelet."""
+    archive = tmp_path_factory.mktemp("image") / "next.tar"
+    k8s.script("build-image", archive, k8s.PROGRAM, TAG="localhost/warpdrive:next", SOURCE_DATE_EPOCH="1700000000")
+    cluster.load(archive)
+    return "localhost/warpdrive:next"
+
+
+@pytest.fixture(scope="session")
 def origin(cluster):
     """versitygw on the cluster's network with a data set in a bucket."""
     folder = Path(tempfile.mkdtemp(prefix="warpdrive-k8s-origin-"))
@@ -110,6 +119,6 @@ def pytest_runtest_makereport(item, call):
         for namespace in getattr(item, "namespaces", []):
             try:
                 report.sections.append((f"namespace {namespace.name}", namespace.report()))
-            except Exception as error:  # noqa: BLE001 (a report that fails must not hide the failure)
+            except BaseException as error:  # noqa: BLE001 (what goes wrong here must not hide the failure)
                 report.sections.append((f"namespace {namespace.name}", f"no report: {error}"))
     return report

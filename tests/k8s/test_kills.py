@@ -162,15 +162,6 @@ def oom_kills(cluster, limit):
     return int(re.search(r"^oom_kill (\d+)", text, re.M)[1])
 
 
-@pytest.fixture(scope="module")
-def next_image(cluster, tmp_path_factory):
-    """The same program under another name, and so another image for kubelet."""
-    archive = tmp_path_factory.mktemp("image") / "next.tar"
-    k8s.script("build-image", archive, k8s.PROGRAM, TAG="localhost/warpdrive:next", SOURCE_DATE_EPOCH="1700000000")
-    cluster.load(archive)
-    return "localhost/warpdrive:next"
-
-
 def test_the_workers_image_is_upgraded_in_place(namespace, image, next_image, origin):
     with reading(namespace, origin):
         for number, wanted in enumerate((next_image, image), 1):

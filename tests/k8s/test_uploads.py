@@ -1,7 +1,6 @@
 """A pod that is deleted while it uploads through the S3 endpoint: all of it arrives, or what did not is named."""
 
 import hashlib
-import json
 import random
 
 import cluster as k8s
@@ -57,19 +56,42 @@ def test_an_upload_in_flight_arrives_before_the_pod_goes(namespace, image, origi
         (origin.store / "training" / key).unlink(missing_ok=True)
 
 
-def test_what_could_not_be_finished_is_named(namespace, image, origin):
-    """It would take a minute and gets seconds: nothing half is at the origin, and the pod's last status names it."""
+def test_an_upload_that_ends_with_its_pod_leaves_nothing(namespace, image, origin):
+    """It would take a minute and gets seconds: its program is killed, which its status says, and nothing half is stored."""
     namespace.apply(*origin.objects())
     key = "checkpoints/cut.bin"
     namespace.create(uploader(key, SIZE / 60, 3))
     k8s.until("it uploads", lambda: "uploading" in namespace.logs("uploader", "main"), 60)
     with pods.watching(namespace) as watch:
         namespace.kubectl("delete", "pod", "uploader", "--timeout=60s")
-        messages = []
-        for _, _, found in watch.seen:
-            for status in found["status"].get("initContainerStatuses", []):
-                for state in (status.get("state", {}), status.get("lastState", {})):
-                    messages.append(state.get("terminated", {}).get("message", ""))
+        codes = {ended["exitCode"] for ended in terminated(watch, "main")}
+    assert codes and 0 not in codes, codes
     assert stored(origin, key) is None
-    assert any(key in message for message in messages), json.dumps(messages)
-    print(next(message for message in messages if key in message))
+
+
+def test_an_upload_that_outlives_its_worker_is_named(namespace, image, next_image, origin):
+    """A worker that is replaced and cannot wait says what it cut, in the status that `kubectl describe` shows."""
+    namespace.apply(*origin.objects())
+    key = "checkpoints/named.bin"
+    namespace.create(uploader(key, SIZE / 60, 3))
+    k8s.until("it uploads", lambda: "uploading" in namespace.logs("uploader", "main"), 60)
+    with pods.watching(namespace) as watch:
+        namespace.kubectl("set", "image", "pod/uploader", f"warpdrive={next_image}")
+        message = k8s.until(
+            lambda: f"the upload is named: {terminated(watch, 'warpdrive')}",
+            lambda: next((e["message"] for e in terminated(watch, "warpdrive") if key in e.get("message", "")), None), 60)
+    print(message.strip())
+    namespace.delete_pod("uploader")
+    assert stored(origin, key) is None
+
+
+def terminated(watch, container):
+    """Every end of a container that was seen."""
+    found = []
+    for _, _, pod in list(watch.seen):
+        for kind in ("initContainerStatuses", "containerStatuses"):
+            for status in pod["status"].get(kind, []):
+                for state in (status.get("state", {}), status.get("lastState", {})):
+                    if status["name"] == container and "terminated" in state:
+                        found.append(state["terminated"])
+    return found
