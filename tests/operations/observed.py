@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -167,6 +168,8 @@ class Observed:
         finally:
             if os.path.ismount(self.folder / "mnt"):
                 subprocess.run(["umount", "-l", str(self.folder / "mnt")], check=False)
+            if not os.path.ismount(self.folder / "mnt"):
+                shutil.rmtree(self.folder, ignore_errors=True)
 
 
 class Prometheus:
