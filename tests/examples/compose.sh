@@ -74,15 +74,18 @@ end, digests, opens = time.monotonic() + 6, set(), 0
 while time.monotonic() < end:
     digests.add(hashlib.sha256(pathlib.Path("/data/train/a/1.bin").read_bytes()).hexdigest())
     opens += 1
+    if opens == 1:
+        print("reading", flush=True)
 body = boto3.client("s3").get_object(Bucket="train", Key="a/1.bin")["Body"].read()
 digests.add(hashlib.sha256(body).hexdigest())
 print("reader:", len(digests), "version,", opens > 5)
-' &
+' >"$folder/reader.log" 2>&1 &
 reader=$!
-sleep 2.5
+wait_for 30 "the reader reads" grep -q reading "$folder/reader.log"
 before=$(podman inspect --format '{{.State.Pid}}' "$(container worker)")
 pkill -KILL -P "$before"
 wait "$reader"
+cat "$folder/reader.log"
 echo "worker: restarted beside the same supervisor: $([[ $before = "$(podman inspect --format '{{.State.Pid}}' "$(container worker)")" ]] && echo yes)"
 
 compose down -t 10
