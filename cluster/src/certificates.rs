@@ -36,7 +36,8 @@ pub(crate) fn unix_seconds(time: SystemTime) -> u64 {
 
 /// A moment for people: `2027-01-31T12:00:00Z`.
 pub(crate) fn date(unix: u64) -> String {
-    let moment = i64::try_from(unix).ok().and_then(|unix| UtcDateTime::from_unix_timestamp(unix).ok());
+    let moment =
+        i64::try_from(unix).ok().and_then(|unix| UtcDateTime::from_unix_timestamp(unix).ok());
     moment.and_then(|moment| moment.format(&Rfc3339).ok()).unwrap_or_else(|| unix.to_string())
 }
 
@@ -66,7 +67,8 @@ impl Pair {
         Ok(Self { key: Arc::new(key), not_before, not_after })
     }
 
-    fn is_valid(&self, now: u64) -> bool {
+    /// Whether it is valid at `now`, in seconds since 1970.
+    pub(crate) fn is_valid(&self, now: u64) -> bool {
         (self.not_before..=self.not_after).contains(&now)
     }
 

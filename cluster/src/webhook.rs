@@ -12,7 +12,7 @@ mod server;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use prometheus::Registry;
 use rustls::server::{NoServerSessionStorage, ServerConfig};
@@ -109,9 +109,11 @@ impl Webhook {
             Source::Files { .. } => None,
         };
         if own.is_some_and(|own| own.authority < 3 * (own.certificate + own.settle)) {
-            return Err("an authority must live at least three times as long as a certificate and the \
+            return Err(
+                "an authority must live at least three times as long as a certificate and the \
                         time to settle together"
-                .to_owned());
+                    .to_owned(),
+            );
         }
         let registry = Registry::new();
         let metrics = Metrics::register(&registry).map_err(|error| error.to_string())?;
@@ -181,7 +183,9 @@ impl Webhook {
 }
 
 async fn bind(address: SocketAddr) -> Result<TcpListener, String> {
-    TcpListener::bind(address).await.map_err(|error| format!("{address} cannot be listened on: {error}"))
+    TcpListener::bind(address)
+        .await
+        .map_err(|error| format!("{address} cannot be listened on: {error}"))
 }
 
 fn acceptor(shown: Arc<Shown>) -> Result<TlsAcceptor, String> {
@@ -230,9 +234,21 @@ async fn given(path: &Path) -> Result<kube::Config, String> {
 }
 
 /// Shows what the files hold, now and whenever they change.
-async fn watch_files(files: Files, shown: Arc<Shown>, health: Arc<Health>, stop: CancellationToken) {
+async fn watch_files(
+    files: Files,
+    shown: Arc<Shown>,
+    health: Arc<Health>,
+    stop: CancellationToken,
+) {
     loop {
+        let now = certificates::unix_seconds(SystemTime::now());
         match files.read() {
+            Ok(pair) if !pair.is_valid(now) && shown.valid_until(now).is_ok() => {
+                let until = certificates::date(pair.not_after);
+                let what =
+                    format!("the new one (until {until}) is not valid now: the old one is shown");
+                health.files.tell(Some(what));
+            }
             Ok(pair) => {
                 let ends = pair.not_after;
                 if shown.show(pair) {

@@ -76,8 +76,8 @@ impl Authority {
         let key = KeyPair::generate().map_err(said)?;
         // Names differ, so that a verifier never tries the one key for the other's signature.
         let id = key.public_key_raw().iter().rev().take(6);
-        let id: String = id.map(|byte| format!("{byte:02x}")).collect();
-        let name = format!("warpdrive webhook authority {id}");
+        let id = id.fold(0_u64, |id, &byte| id << 8 | u64::from(byte));
+        let name = format!("warpdrive webhook authority {id:012x}");
         let mut params = Self::params(&name);
         (params.not_before, params.not_after) = life(now, now + plan.authority.as_secs())?;
         let certificate = params.self_signed(&key).map_err(said)?.pem();
@@ -100,7 +100,13 @@ impl Authority {
         validity::validity(&der).map(|(_, last)| last)
     }
 
-    fn issue(&self, key: &PrivatePem, now: u64, until: u64, names: &[String]) -> Result<(String, PrivatePem), String> {
+    fn issue(
+        &self,
+        key: &PrivatePem,
+        now: u64,
+        until: u64,
+        names: &[String],
+    ) -> Result<(String, PrivatePem), String> {
         let authority = KeyPair::from_pem(&key.0).map_err(said)?;
         let issuer = Issuer::new(Self::params(&self.name), authority);
         let mut params = CertificateParams::new(names).map_err(said)?;
@@ -144,9 +150,8 @@ impl Kept {
     /// Reads a Secret. One without our key is empty, unless it holds somebody else's certificate:
     /// that is an error. What cannot be read otherwise is empty too, and will be made anew.
     pub(super) fn from_data(data: &BTreeMap<String, ByteString>) -> Result<Self, String> {
-        let text = |key: &str| {
-            data.get(key).map(|value| String::from_utf8_lossy(&value.0).into_owned())
-        };
+        let text =
+            |key: &str| data.get(key).map(|value| String::from_utf8_lossy(&value.0).into_owned());
         let Some(own) = data.get(AUTHORITY_KEY) else {
             return match text(CERTIFICATE_KEY) {
                 Some(certificate) if !certificate.is_empty() => Err(format!(

@@ -85,7 +85,8 @@ impl Keeper {
                 Ok(()) => FIRST_PAUSE,
                 Err(_) => pause * 2,
             };
-            let rest = if outcome.is_ok() { self.place.resync } else { pause.min(self.place.resync) };
+            let rest =
+                if outcome.is_ok() { self.place.resync } else { pause.min(self.place.resync) };
             if outcome.is_err() {
                 self.health.metrics.kubernetes_errors.inc();
             }
@@ -177,21 +178,18 @@ impl Keeper {
         let Place { namespace, secret: name, .. } = &self.place;
         let params = PostParams::default();
         let data: BTreeMap<String, ByteString> = kept.to_data();
-        let written = match secret {
-            // With the version that was read: a write in between makes this one fail.
-            Some(mut secret) => {
-                secret.data.get_or_insert_default().extend(data);
-                self.secrets.replace(name, &params, &secret).await
-            }
-            None => {
-                let metadata = ObjectMeta {
-                    name: Some(name.clone()),
-                    namespace: Some(namespace.clone()),
-                    ..ObjectMeta::default()
-                };
-                let secret = Secret { metadata, data: Some(data), ..Secret::default() };
-                self.secrets.create(&params, &secret).await
-            }
+        // With the version that was read: a write in between makes this one fail.
+        let written = if let Some(mut secret) = secret {
+            secret.data.get_or_insert_default().extend(data);
+            self.secrets.replace(name, &params, &secret).await
+        } else {
+            let metadata = ObjectMeta {
+                name: Some(name.clone()),
+                namespace: Some(namespace.clone()),
+                ..ObjectMeta::default()
+            };
+            let secret = Secret { metadata, data: Some(data), ..Secret::default() };
+            self.secrets.create(&params, &secret).await
         };
         written.map_err(|error| halt("Secret", &format!("{namespace}/{name}"), &error))?;
         tracing::info!(secret = %format!("{namespace}/{name}"), "certificates were renewed");

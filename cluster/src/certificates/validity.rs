@@ -91,7 +91,7 @@ mod tests {
         #[test]
         fn dates_are_those_that_were_written(first in 0_i64..2_000_000_000, life in 0_i64..9_000_000_000) {
             let read = validity(&certificate(first, first + life)).unwrap();
-            prop_assert_eq!(read, (first as u64, (first + life) as u64));
+            prop_assert_eq!(read, (first.cast_unsigned(), (first + life).cast_unsigned()));
         }
 
         #[test]

@@ -32,9 +32,10 @@ impl Part {
         if *known == problem {
             return;
         }
-        match &problem {
-            Some(what) => tracing::warn!(part = self.name, "{what}"),
-            None => tracing::info!(part = self.name, "in order again"),
+        if let Some(what) = &problem {
+            tracing::warn!(part = self.name, "{what}");
+        } else {
+            tracing::info!(part = self.name, "in order again");
         }
         *known = problem;
     }

@@ -68,7 +68,10 @@ impl Metrics {
             Ok::<_, Error>(counter)
         };
         let requests = IntCounterVec::new(
-            Opts::new("warpdrive_webhook_requests_total", "Admission reviews by what became of them"),
+            Opts::new(
+                "warpdrive_webhook_requests_total",
+                "Admission reviews by what became of them",
+            ),
             &["outcome"],
         )?;
         registry.register(Box::new(requests.clone()))?;

@@ -44,8 +44,7 @@ pub(super) fn answer(body: &[u8], defaults: &Defaults) -> Answer {
         return bad("the review has no `request.uid`");
     };
     let (response, outcome) = decide(request, &uid, defaults);
-    let review =
-        json!({ "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": response });
+    let review = json!({ "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": response });
     Answer { status: StatusCode::OK, body: Bytes::from(review.to_string()), outcome }
 }
 
@@ -94,7 +93,11 @@ fn decide(request: &mut Value, uid: &str, defaults: &Defaults) -> (Value, Outcom
 
 /// Whether the review is about a pod that is being made, and not about a part of one.
 fn is_new_pod(request: &Value) -> bool {
-    let is_pod = |kind: &Value| kind["group"].as_str().unwrap_or_default().is_empty() && kind["version"] == "v1" && kind["kind"] == "Pod";
+    let is_pod = |kind: &Value| {
+        kind["group"].as_str().unwrap_or_default().is_empty()
+            && kind["version"] == "v1"
+            && kind["kind"] == "Pod"
+    };
     let is_whole = request["subResource"].as_str().is_none_or(str::is_empty);
     request["operation"] == "CREATE"
         && is_pod(&request["kind"])

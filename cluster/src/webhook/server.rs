@@ -47,7 +47,7 @@ const FIRST_HEAD: Duration = Duration::from_secs(10);
 const BODY: Duration = Duration::from_secs(10);
 /// The API server lets go of idle connections after 90 s. This must be longer: a review that is sent
 /// into a connection that we just closed fails.
-const IDLE: Duration = Duration::from_secs(120);
+const IDLE: Duration = Duration::from_mins(2);
 /// A head of the API server is below 1 KiB; buffers stay small for it.
 const MAX_HEAD_BYTES: usize = 16 << 10;
 /// How long answers may take to leave when the program ends.
@@ -262,7 +262,9 @@ async fn plain(request: Request<Incoming>, site: Arc<Site>) -> Response<Full<Byt
     }
     match TextEncoder::new().encode_to_string(&site.registry.gather()) {
         Ok(text) => reply(StatusCode::OK, Bytes::from(text), METRICS),
-        Err(error) => reply(StatusCode::INTERNAL_SERVER_ERROR, Bytes::from(error.to_string()), TEXT),
+        Err(error) => {
+            reply(StatusCode::INTERNAL_SERVER_ERROR, Bytes::from(error.to_string()), TEXT)
+        }
     }
 }
 

@@ -104,16 +104,24 @@ async fn a_certificate_is_read_again_and_a_bad_one_is_not_shown() {
 
     // A key that does not fit, then nothing at all, then a whole new pair.
     put("2", &first, &authority.pair(-60, 600).1);
-    until("the wrong key is told", || async { serving.readiness().await.1.contains("do not fit") }).await;
+    until("the wrong key is told", || async { serving.readiness().await.1.contains("do not fit") })
+        .await;
     assert_eq!(caller.review(serving.address, &training_pod("resnet")).await["allowed"], true);
     put("3", "", "");
     until("the empty file is told", || async { serving.readiness().await.1.contains("PEM") }).await;
+    let (expired, expired_key) = authority.pair(-7200, -3600);
+    put("expired", &expired, &expired_key);
+    until("the expired one is told", || async {
+        serving.readiness().await.1.contains("not valid now")
+    })
+    .await;
     assert_eq!(serving.readiness().await.0, 200);
     assert!((serving.metric(changes).await - 1.0).abs() < 0.5);
 
     let (second, second_key) = authority.pair(-60, 7200);
     put("4", &second, &second_key);
-    until("the new one is shown", || async { serving.metric(expiry).await > before + 6000.0 }).await;
+    until("the new one is shown", || async { serving.metric(expiry).await > before + 6000.0 })
+        .await;
     assert_eq!(caller.review(serving.address, &training_pod("resnet")).await["allowed"], true);
     assert_eq!(serving.readiness().await.1.lines().count(), 2, "nothing is wrong any more");
 }

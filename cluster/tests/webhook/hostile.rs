@@ -231,6 +231,7 @@ async fn slow_senders_are_let_go_and_keep_nobody_waiting() {
 
 async fn read_some(stream: &mut (impl tokio::io::AsyncRead + Unpin)) -> String {
     let mut answer = vec![0; 4096];
-    let read = tokio::time::timeout(LIMIT, stream.read(&mut answer)).await.expect("an answer comes");
+    let read =
+        tokio::time::timeout(LIMIT, stream.read(&mut answer)).await.expect("an answer comes");
     String::from_utf8_lossy(&answer[..read.unwrap()]).into_owned()
 }

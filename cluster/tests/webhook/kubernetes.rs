@@ -21,10 +21,10 @@ const USERS: &str = "admin-token,admin,1,system:masters\nwebhook-token,webhook,2
 /// One for all tests of this program; its processes end with the program.
 pub struct Cluster {
     folder: PathBuf,
-    authority: Authority,
-    port: u16,
+    /// Its folder holds everything, and goes with it.
+    _authority: Authority,
+    server: Process,
     _etcd: Process,
-    _server: Process,
 }
 
 /// The cluster, started on first use, or why there is none.
@@ -41,7 +41,8 @@ fn start() -> Result<Cluster, Skipped> {
     let (client, peer, port) = (free_port(), free_port(), free_port());
     let etcd = {
         let mut command = Command::new(etcd);
-        let (client, peer) = (format!("http://127.0.0.1:{client}"), format!("http://127.0.0.1:{peer}"));
+        let (client, peer) =
+            (format!("http://127.0.0.1:{client}"), format!("http://127.0.0.1:{peer}"));
         command.arg("--data-dir").arg(folder.join("etcd"));
         command.args(["--listen-client-urls", &client, "--advertise-client-urls", &client]);
         command.args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer]);
@@ -78,8 +79,8 @@ fn start() -> Result<Cluster, Skipped> {
     for user in ["admin", "webhook"] {
         std::fs::write(folder.join(user), kubeconfig(&folder, port, user)).unwrap();
     }
-    let cluster = Cluster { folder, authority, port, _etcd: etcd, _server: server };
-    wait("the API server is ready", &cluster._server, || cluster.is_ready());
+    let cluster = Cluster { folder, _authority: authority, server, _etcd: etcd };
+    wait("the API server is ready", &cluster.server, || cluster.is_ready());
     Ok(cluster)
 }
 
@@ -132,7 +133,6 @@ impl Cluster {
     }
 
     fn is_ready(&self) -> bool {
-        let _ = (&self.authority, self.port);
         let asked = async {
             let request = http_request("/readyz");
             tokio::time::timeout(Duration::from_secs(5), async {
@@ -144,7 +144,11 @@ impl Cluster {
         // The caller may be in a runtime of its own, which must not be blocked from within.
         std::thread::scope(|scope| {
             let runtime = || {
-                tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(asked)
+                tokio::runtime::Builder::new_current_thread()
+                    .enable_all()
+                    .build()
+                    .unwrap()
+                    .block_on(asked)
             };
             scope.spawn(runtime).join().unwrap()
         })

@@ -34,7 +34,8 @@ impl Release {
     async fn install(cluster: &'static Cluster, name: &str) -> Self {
         let release = Self { name: name.to_owned(), cluster, admin: cluster.client("admin").await };
         release.create_global::<Namespace>(json!({"metadata": {"name": name}})).await;
-        let subject = json!([{"kind": "User", "name": "webhook", "apiGroup": "rbac.authorization.k8s.io"}]);
+        let subject =
+            json!([{"kind": "User", "name": "webhook", "apiGroup": "rbac.authorization.k8s.io"}]);
         let role = |kind: &str| json!({"apiGroup": "rbac.authorization.k8s.io", "kind": kind, "name": name});
         release
             .create::<Role>(json!({"metadata": {"name": name}, "rules": [{
@@ -42,7 +43,9 @@ impl Release {
             }]}))
             .await;
         release
-            .create::<RoleBinding>(json!({"metadata": {"name": name}, "roleRef": role("Role"), "subjects": subject}))
+            .create::<RoleBinding>(
+                json!({"metadata": {"name": name}, "roleRef": role("Role"), "subjects": subject}),
+            )
             .await;
         release
             .create_global::<ClusterRole>(json!({"metadata": {"name": name}, "rules": [{
@@ -60,7 +63,11 @@ impl Release {
 
     async fn create<K>(&self, value: Value)
     where
-        K: Resource<Scope = k8s_openapi::NamespaceResourceScope> + Serialize + DeserializeOwned + Clone + std::fmt::Debug,
+        K: Resource<Scope = k8s_openapi::NamespaceResourceScope>
+            + Serialize
+            + DeserializeOwned
+            + Clone
+            + std::fmt::Debug,
         K::DynamicType: Default,
     {
         let api: Api<K> = Api::namespaced(self.admin.clone(), &self.name);
@@ -138,7 +145,9 @@ impl Release {
     async fn secret(&self, key: &str) -> String {
         let api: Api<Secret> = Api::namespaced(self.admin.clone(), &self.name);
         let data = api.get("tls").await.unwrap().data.unwrap_or_default();
-        data.get(key).map(|value| String::from_utf8_lossy(&value.0).into_owned()).unwrap_or_default()
+        data.get(key)
+            .map(|value| String::from_utf8_lossy(&value.0).into_owned())
+            .unwrap_or_default()
     }
 
     /// Makes a pod as far as admission goes.
@@ -198,9 +207,11 @@ async fn an_api_server_sends_pods_and_prints_what_is_wrong() {
     assert!(is_injected(&pod));
     let plain = release.admit(|pod| pod["metadata"]["labels"] = json!({"a": "b"})).await.unwrap();
     assert!(!is_injected(&plain));
-    let unwanted = |pod: &mut Value| pod["metadata"]["labels"]["warpdrive.io/inject"] = json!("false");
+    let unwanted =
+        |pod: &mut Value| pod["metadata"]["labels"]["warpdrive.io/inject"] = json!("false");
     assert!(!is_injected(&release.admit(unwanted).await.unwrap()));
-    let bad = |pod: &mut Value| pod["metadata"]["annotations"] = json!({"warpdrive.io/mode": "fast"});
+    let bad =
+        |pod: &mut Value| pod["metadata"]["annotations"] = json!({"warpdrive.io/mode": "fast"});
     let kube::Error::Api(status) = release.admit(bad).await.unwrap_err() else { panic!() };
     assert_eq!(status.code, 422, "{status:?}");
     assert!(status.message.contains("replica-0.inject.warpdrive.io"), "{}", status.message);
@@ -275,7 +286,8 @@ async fn certificate_and_authority_change_under_load_and_no_call_fails() {
                 }
                 let caller = Caller::trusting(bundle);
                 let stream = caller.connect(replica.address).await;
-                let stream = stream.unwrap_or_else(|error| panic!("{error} after {:?}", begun.elapsed()));
+                let stream =
+                    stream.unwrap_or_else(|error| panic!("{error} after {:?}", begun.elapsed()));
                 leaves.insert(stream.get_ref().1.peer_certificates().unwrap()[0].to_vec());
                 let response = caller.review(replica.address, &training_pod("resnet")).await;
                 assert_eq!(response["allowed"], true);
@@ -296,7 +308,9 @@ async fn certificate_and_authority_change_under_load_and_no_call_fails() {
     };
     let ((leaves, authorities), admitted) = tokio::join!(calls, pods);
     let direct = direct.load(Ordering::Relaxed);
-    println!("{leaves} certificates of {authorities} authorities; {admitted} pods, {direct} calls, none failed");
+    println!(
+        "{leaves} certificates of {authorities} authorities; {admitted} pods, {direct} calls, none failed"
+    );
     assert!(leaves >= 6 && authorities >= 3, "{leaves} certificates, {authorities} authorities");
     assert!(admitted > 20 && direct > 20, "{admitted} pods, {direct} calls");
 }
@@ -360,7 +374,9 @@ async fn a_secret_of_somebody_else_is_left_alone() {
     let release = install!("foreign");
     let data = json!({"tls.crt": "dGhlaXJz", "tls.key": "dGhlaXJz"});
     release
-        .create::<Secret>(json!({"metadata": {"name": "tls"}, "type": "kubernetes.io/tls", "data": data}))
+        .create::<Secret>(
+            json!({"metadata": {"name": "tls"}, "type": "kubernetes.io/tls", "data": data}),
+        )
         .await;
     let replica = release.replica(release.own()).await;
     release.configure(&[&replica]).await;

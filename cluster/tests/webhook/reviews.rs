@@ -129,7 +129,10 @@ async fn a_connection_carries_many_reviews() {
     }
     let series = "warpdrive_webhook_requests_total{outcome=\"injected\"}";
     assert!((serving.metric(series).await - 50.0).abs() < 0.5);
-    assert!((serving.metric("warpdrive_webhook_request_duration_seconds_count").await - 50.0).abs() < 0.5);
+    assert!(
+        (serving.metric("warpdrive_webhook_request_duration_seconds_count").await - 50.0).abs()
+            < 0.5
+    );
     assert!(serving.metric("warpdrive_webhook_connections").await >= 1.0);
 }
 
@@ -145,8 +148,13 @@ async fn health_is_on_both_ports_and_metrics_are_on_one() {
     let caller = Caller::trusting(&authority.bundle());
     for (path, expected) in [("/healthz", 200), ("/readyz", 200), ("/metrics", 404), ("/", 404)] {
         let mut sender = caller.open(serving.address).await.unwrap();
-        let request = hyper::Request::get(path).header("host", "x").body(Default::default()).unwrap();
-        assert_eq!(collected(sender.send_request(request).await.unwrap()).await.0, expected, "{path}");
+        let request =
+            hyper::Request::get(path).header("host", "x").body(Default::default()).unwrap();
+        assert_eq!(
+            collected(sender.send_request(request).await.unwrap()).await.0,
+            expected,
+            "{path}"
+        );
     }
 }
 

@@ -11,9 +11,7 @@ use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
-use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, KeyUsagePurpose,
-};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, KeyUsagePurpose};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
@@ -131,7 +129,8 @@ impl Serving {
     /// The value of a series without labels, or with them as they are printed.
     pub async fn metric(&self, series: &str) -> f64 {
         let (_, text) = get(self.plain, "/metrics").await;
-        let line = text.lines().find(|line| line.rsplit_once(' ').is_some_and(|(name, _)| name == series));
+        let line =
+            text.lines().find(|line| line.rsplit_once(' ').is_some_and(|(name, _)| name == series));
         let line = line.unwrap_or_else(|| panic!("no {series} in\n{text}"));
         line.rsplit_once(' ').unwrap().1.parse().unwrap()
     }
@@ -229,7 +228,8 @@ pub async fn get(address: SocketAddr, path: &str) -> (u16, String) {
     let stream = TokioIo::new(TcpStream::connect(address).await.unwrap());
     let (mut sender, connection) = handshake(stream).await.unwrap();
     tokio::spawn(connection);
-    let request = Request::get(path).header("host", "webhook").body(Full::<Bytes>::default()).unwrap();
+    let request =
+        Request::get(path).header("host", "webhook").body(Full::<Bytes>::default()).unwrap();
     let (status, body) = collected(sender.send_request(request).await.unwrap()).await;
     (status, String::from_utf8(body.to_vec()).unwrap())
 }
@@ -271,7 +271,12 @@ pub fn training_pod(name: &str) -> Value {
         })
         .collect();
     let fields: Value = (0..40)
-        .map(|index| (format!("k:{{\"name\":\"TRAINING_SETTING_{index}\"}}"), json!({".": {}, "f:name": {}, "f:value": {}})))
+        .map(|index| {
+            (
+                format!("k:{{\"name\":\"TRAINING_SETTING_{index}\"}}"),
+                json!({".": {}, "f:name": {}, "f:value": {}}),
+            )
+        })
         .collect::<serde_json::Map<_, _>>()
         .into();
     json!({
@@ -349,9 +354,9 @@ pub fn training_pod(name: &str) -> Value {
 /// Applies a JSON patch in base64, as the API server does.
 pub fn patched(pod: &Value, response: &Value) -> Value {
     use base64::Engine as _;
-    let patch = response["patch"].as_str().expect("there is a patch");
-    let patch = base64::engine::general_purpose::STANDARD.decode(patch).unwrap();
-    let steps: Vec<Value> = serde_json::from_slice(&patch).unwrap();
+    let encoded = response["patch"].as_str().expect("there is a patch");
+    let decoded = base64::engine::general_purpose::STANDARD.decode(encoded).unwrap();
+    let steps: Vec<Value> = serde_json::from_slice(&decoded).unwrap();
     let mut pod = pod.clone();
     for step in steps {
         let path = step["path"].as_str().unwrap();

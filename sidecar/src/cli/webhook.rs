@@ -118,12 +118,16 @@ fn metrics(text: &str) -> Result<Metrics, String> {
 /// `:8443` is every address of the machine.
 fn address(text: &str) -> Result<SocketAddr, String> {
     let whole = if text.starts_with(':') { format!("0.0.0.0{text}") } else { text.to_owned() };
-    whole.parse().map_err(|_| format!("`{text}` is no address: write 0.0.0.0:8443, [::]:8443 or :8443"))
+    whole
+        .parse()
+        .map_err(|_| format!("`{text}` is no address: write 0.0.0.0:8443, [::]:8443 or :8443"))
 }
 
 fn secret(text: &str) -> Result<(String, String), String> {
     match text.split_once('/') {
-        Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() && !name.contains('/') => {
+        Some((namespace, name))
+            if !namespace.is_empty() && !name.is_empty() && !name.contains('/') =>
+        {
             Ok((namespace.to_owned(), name.to_owned()))
         }
         _ => Err(format!("`{text}`: write NAMESPACE/NAME")),
@@ -195,4 +199,67 @@ pub(super) fn webhook(args: WebhookArgs) -> Result<(), Stop> {
         );
         webhook.run(signals.stop, signals.now).await.map_err(Stop::Failed)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+    use crate::cli::{Cli, Command};
+
+    fn parsed(line: &str) -> Result<WebhookArgs, String> {
+        let words = ["warpdrive", "webhook"].into_iter().chain(line.split_whitespace());
+        match Cli::try_parse_from(words).map_err(|error| error.to_string())?.command {
+            Command::Webhook(args) => Ok(*args),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_charts_command_lines_are_understood() {
+        let own = "--listen 0.0.0.0:8443 --metrics 0.0.0.0:8080 --settings /etc/warpdrive/settings.yaml \
+                   --secret system/tls --service hook --namespace system --webhook-configuration warpdrive \
+                   --ca-lifetime 8760h --certificate-lifetime 720h --settle 2m --resync 10s \
+                   --shutdown-delay 5s --log-level info --log-format json";
+        let args = parsed(own).unwrap();
+        let Source::Own(own) = args.source().unwrap() else { panic!("not the own authority") };
+        assert_eq!((own.namespace.as_str(), own.secret.as_str()), ("system", "tls"));
+        assert_eq!(own.names, ["hook.system.svc", "hook.system.svc.cluster.local"]);
+        assert_eq!(own.configurations, ["warpdrive"]);
+        assert_eq!(own.authority, Duration::from_hours(8760));
+        let files =
+            parsed("--tls-cert /tls/tls.crt --tls-key /tls/tls.key --metrics none").unwrap();
+        assert!(matches!(files.source(), Ok(Source::Files { .. })));
+        assert!(files.metrics.0.is_none());
+        assert_eq!(files.listen, "0.0.0.0:8443".parse().unwrap());
+        assert_eq!(address(":9"), Ok("0.0.0.0:9".parse().unwrap()));
+    }
+
+    #[test]
+    fn one_source_of_the_certificate_is_asked_for() {
+        for (line, part) in [
+            ("", "--secret"),
+            ("--tls-cert a", "--tls-key"),
+            ("--secret a/b", "--webhook-configuration"),
+            ("--secret a --webhook-configuration c", "NAMESPACE/NAME"),
+            (
+                "--secret a/b --webhook-configuration c --tls-cert x --tls-key y",
+                "cannot be used with",
+            ),
+            ("--secret a/b --webhook-configuration c --service s", "--namespace"),
+            ("--tls-cert a --tls-key b --listen here", "0.0.0.0:8443"),
+            ("--tls-cert a --tls-key b --shutdown-delay 5", "write 500ms"),
+        ] {
+            let error = parsed(line).unwrap_err();
+            assert!(error.contains(part), "{line}: {error}");
+        }
+        for line in [
+            "--secret a/b --webhook-configuration c",
+            "--secret a/b --webhook-configuration c --dns-name d --resync 0",
+            "--secret a/b --webhook-configuration c --dns-name d --certificate-lifetime 10ms",
+        ] {
+            assert!(matches!(parsed(line).unwrap().source(), Err(Stop::Unusable(_))), "{line}");
+        }
+    }
 }

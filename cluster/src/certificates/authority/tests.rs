@@ -84,7 +84,9 @@ fn what_is_damaged_is_made_anew() {
     let mut whole = Kept::default();
     whole.advance(START, &plan, false).unwrap();
     for key in [AUTHORITY_KEY, CERTIFICATE_KEY, PRIVATE_KEY] {
-        for damage in [&b""[..], b"{}", b"[1", b"{\"authorities\":[],\"issuer\":\"x\"}", b"\xff\xfe"] {
+        for damage in
+            [&b""[..], b"{}", b"[1", b"{\"authorities\":[],\"issuer\":\"x\"}", b"\xff\xfe"]
+        {
             let mut data = whole.to_data();
             data.insert(key.to_owned(), ByteString(damage.to_vec()));
             let mut kept = Kept::from_data(&data).unwrap();
