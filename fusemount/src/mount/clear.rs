@@ -26,9 +26,7 @@ pub(crate) fn clear_mount_point(
                     MountError::MountPoint(format!("mount point `{shown}`: {error}"))
                 });
             }
-            MountPointState::Missing => {
-                format!("mount point `{shown}` does not exist; create it with `mkdir -p {shown}`")
-            }
+            MountPointState::Missing => return Err(missing(mount_point)),
             MountPointState::NotDirectory => format!(
                 "mount point `{shown}` is not a directory that can be read; name another one"
             ),
@@ -57,6 +55,14 @@ pub(crate) fn clear_mount_point(
         };
         return Err(MountError::MountPoint(problem));
     }
+}
+
+/// There is no directory to mount over.
+pub(super) fn missing(mount_point: &Path) -> MountError {
+    let shown = mount_point.display();
+    MountError::MountPoint(format!(
+        "mount point `{shown}` does not exist; create it with `mkdir -p {shown}`"
+    ))
 }
 
 fn is_own(mount_point: &Path) -> bool {

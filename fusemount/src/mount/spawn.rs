@@ -40,6 +40,11 @@ pub fn spawn_holder(
     if is_holder_of(mount_point, socket)? {
         return Ok(socket.to_owned());
     }
+    // A holder makes the directory where a volume comes empty; here a missing one is a mistake, such
+    // as a name that was mistyped.
+    if point::check_mount_point(mount_point) == point::MountPointState::Missing {
+        return Err(super::clear::missing(mount_point));
+    }
     let said = match log {
         Some(log) => std::fs::File::options()
             .create(true)

@@ -282,9 +282,13 @@ fn a_worker_serves_the_mount_of_a_given_holder() {
     // A holder that dies is waited for.
     first.kill();
     sidecar.wait_for("the holder of the mount is gone");
-    let lost =
-        until("nothing is said", || status(&home)?["mount_lost"].as_str().map(str::to_owned));
+    let lost = until("nothing is said", || {
+        let status = get(home.admin, "/status")?.json();
+        status["mount_lost"].as_str().map(str::to_owned)
+    });
     assert!(lost.contains("the holder of the mount is gone"), "{lost}");
+    let ready = get(home.admin, "/readyz").unwrap();
+    assert!(ready.status == 503 && ready.text().contains("is gone"), "{}", ready.text());
     assert_eq!(get(home.s3, "/data/hello.txt").unwrap().status, 200);
     let second = holder(&home.path("mountd.log"));
     sidecar.wait_for("mounted again");
