@@ -4,6 +4,7 @@ Each test installs a release of its own name and namespace, for the webhook's co
 """
 
 import json
+import re
 import time
 
 import cluster as k8s
@@ -186,37 +187,58 @@ def test_a_secret_of_the_users(cluster, make_release, tmp_path):
     assert not [v for v in spec["volumes"] if v["name"].startswith("kube-api-access")], "a token that nobody needs"
 
 
+def stored(cluster, pods):
+    """What the API server would store, without what is another for each pod."""
+    found = []
+    for pod in pods:
+        made = dry_run(cluster, pod)
+        for key in ("uid", "creationTimestamp", "resourceVersion", "managedFields"):
+            made["metadata"].pop(key, None)
+        # The name of the token's volume ends in letters that are drawn.
+        found.append(json.loads(re.sub(r"kube-api-access-[a-z0-9]{5}", "kube-api-access", json.dumps(made))))
+    return found
+
+
 def test_policy_makes_the_same_pod_as_the_webhook(cluster, make_release):
-    """Stored by one and by the other: what differs is only what says who made it."""
-    pods = [
-        small_pod("plain"),
-        small_pod("s3", annotations={"warpdrive.io/mode": "s3", "warpdrive.io/cache": "memory"}),
-        small_pod("csi", annotations={"warpdrive.io/mode": "csi", "warpdrive.io/mounts": "/data,/more"}),
-    ]
-
-    def stored():
-        found = []
-        for pod in pods:
-            made = dry_run(cluster, pod)
-            for key in ("uid", "creationTimestamp", "resourceVersion", "managedFields"):
-                made["metadata"].pop(key, None)
-            for volume in made["spec"]["volumes"]:
-                if volume["name"].startswith("kube-api-access"):
-                    volume["name"] = "kube-api-access"
-            for container in made["spec"]["containers"] + made["spec"]["initContainers"]:
-                for mount in container["volumeMounts"]:
-                    if mount["name"].startswith("kube-api-access"):
-                        mount["name"] = "kube-api-access"
-            found.append(made)
-        return found
-
+    """For each mode, and for pods with containers and settings of their own: not one field differs."""
+    rich = small_pod("rich", annotations={"warpdrive.io/config": "secret:mine/other.yaml", "warpdrive.io/cache-size": "3Gi", "warpdrive.io/memory": "512Mi"})
+    rich["spec"]["terminationGracePeriodSeconds"] = 77
+    rich["spec"]["volumes"] = [{"name": "own", "emptyDir": {}}]
+    rich["spec"]["initContainers"] = [{"name": "first", "image": k8s.BOX, "command": ["/bin/true"], "volumeMounts": [{"name": "own", "mountPath": "/own"}]}]
+    rich["spec"]["containers"].append({"name": "second", "image": k8s.BOX, "env": [{"name": "AWS_REGION", "value": "eu-west-1"}]})
+    pods = [small_pod("plain"), rich]
     release = make_release()
-    release.install().injects()
-    by_webhook = stored()
-    release.upgrade({"injection": {"mode": "policy"}})
-    release.injects()
-    assert not [p for p in release.pods("webhook") if "deletionTimestamp" not in p["metadata"]]
-    assert stored() == by_webhook
+
+    def by(mode, how):
+        values = {"injection": {"mode": how, "annotations": {"mode": mode, "cache-size": "5Gi"}}}
+        (release.upgrade if release.installed else release.install)(values)
+
+        def there():
+            done = dry_run(cluster, pods[0], check=False)
+            status = json.loads(done.stdout)["metadata"].get("annotations", {}).get("warpdrive.io/status", "{}") if done.returncode == 0 else "{}"
+            return json.loads(status).get("mode") == mode
+
+        k8s.until(f"{how} injects in mode {mode}", there, 30)
+        # S3 alone mounts nothing, and says so to who asks where.
+        rich["metadata"]["annotations"].pop("warpdrive.io/mounts", None)
+        if mode != "s3":
+            rich["metadata"]["annotations"]["warpdrive.io/mounts"] = "/a,/b/c"
+        return stored(cluster, pods)
+
+    by_webhook = {mode: by(mode, "webhook") for mode in ("sidecar", "csi", "s3")}
+    for mode, expected in by_webhook.items():
+        found = by(mode, "policy")
+        assert not [p for p in release.pods("webhook") if "deletionTimestamp" not in p["metadata"]]
+        for ours, theirs in zip(found, expected, strict=True):
+            assert ours == theirs, mode
+
+    # What cannot be done is denied with a sentence, as by the webhook.
+    refused = dry_run(cluster, small_pod("bad", annotations={"warpdrive.io/cache-size": "lots"}), check=False)
+    assert refused.returncode != 0 and "warpdrive.io/cache-size: write a quantity" in refused.stderr
+    for pod in (small_pod("off", {}), small_pod("no", {"warpdrive.io/inject": "false"}), small_pod("system", namespace="kube-system")):
+        assert names(dry_run(cluster, pod)) == []
+    # And a pod that is injected so works: the last mode is s3.
+    assert "Succeeded" in release.test().stdout
 
 
 def test_csi_mode_in_a_restricted_namespace(cluster, make_namespace, make_release, origin):
