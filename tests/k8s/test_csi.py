@@ -85,12 +85,15 @@ def test_a_mount_outlives_the_node_service(cluster, node_service, make_namespace
         service_ready(node_service, [name])
         assert only(processes(cluster, "mountd")) == holder
 
-        cluster.restart("kubelet-1")
-        cluster.restart("containerd-1")
-        time.sleep(5)
-        registered(cluster)
-        service_ready(node_service)
-        assert only(processes(cluster, "mountd")) == holder
+        # One after the other: a kubelet that finds no runtime when it starts ends, and the cluster with it.
+        for component in ("kubelet-1", "containerd-1"):
+            cluster.restart(component)
+            time.sleep(5)
+            k8s.until("the node is ready", lambda: cluster.kubectl(
+                "wait", "--for=condition=Ready", "node/wd-node1", "--timeout=1s", check=False).returncode == 0, 60)
+            registered(cluster)
+            service_ready(node_service)
+            assert only(processes(cluster, "mountd")) == holder
         assert metric(node_service, "warpdrive_csi_holders") == 1
     namespace.delete_pod("reader")
     k8s.until("the holder has ended", lambda: not processes(cluster, "mountd"), 20)
