@@ -451,9 +451,12 @@ fn own(defaults: &Defaults, settings: &Settings, parts: &mut Vec<String>) -> Res
     Ok(())
 }
 
-/// The policy that denies what the first one cannot do.
-fn validating(defaults: &Defaults, settings: &Settings) -> Value {
-    let mut rules: Vec<(String, String)> = Vec::new();
+/// What has to hold, and the sentence where it does not.
+type Rule = (String, String);
+
+/// Rules of the annotations.
+fn rules_of_annotations(settings: &Settings) -> Vec<Rule> {
+    let mut rules: Vec<Rule> = Vec::new();
     let mut rule = |expression: String, sentence: String| rules.push((expression, sentence));
     let supported: Vec<String> = SUPPORTED
         .iter()
@@ -516,6 +519,13 @@ fn validating(defaults: &Defaults, settings: &Settings) -> Value {
             "annotation {ANNOTATION_PREFIX}mounts: write at most {MOST_MOUNTS} absolute paths such as /data, separated by commas, without `..`, `//` and `:`"
         ),
     );
+    rules
+}
+
+/// Rules of the pod beside them.
+fn rules_of_pods(settings: &Settings) -> Vec<Rule> {
+    let mut rules: Vec<Rule> = Vec::new();
+    let mut rule = |expression: String, sentence: String| rules.push((expression, sentence));
     let os = "(has(object.spec.os) && object.spec.os.name == \"windows\")";
     rule(
         format!("!{os}"),
@@ -588,6 +598,13 @@ fn validating(defaults: &Defaults, settings: &Settings) -> Value {
             "label {INJECT_LABEL}: the pod was not injected, does the MutatingAdmissionPolicy {NAME} exist"
         ),
     );
+    rules
+}
+
+/// The policy that denies what the first one cannot do.
+fn validating(defaults: &Defaults, settings: &Settings) -> Value {
+    let mut rules = rules_of_annotations(settings);
+    rules.extend(rules_of_pods(settings));
     let validations: Vec<Value> = rules
         .into_iter()
         .map(|(expression, message)| json!({"expression": expression, "message": message}))

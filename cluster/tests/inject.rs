@@ -4,6 +4,8 @@
 //! `WARPDRIVE_BLESS=1` writes it anew, to be read in the change. Every result is a fixed point, and
 //! passes or fails the Pod Security levels exactly as its mode promises.
 
+#![allow(clippy::unwrap_used)] // Helpers of tests fail like tests.
+
 #[path = "inject/levels.rs"]
 mod levels;
 
@@ -217,7 +219,8 @@ fn the_document_names_every_annotation() {
     let wanted: Vec<String> = cluster::settings::ANNOTATIONS
         .iter()
         .map(|one| {
-            let default = if one.default.is_empty() { String::new() } else { format!("`{}`", one.default) };
+            let default =
+                if one.default.is_empty() { String::new() } else { format!("`{}`", one.default) };
             format!("| `{}` | {} | {default} | {} |", one.name, one.values, one.meaning)
         })
         .collect();

@@ -293,13 +293,12 @@ fn worker_arguments(plan: &Plan<'_>) -> Vec<String> {
     if settings.mode != Mode::S3 {
         set.push("allow_other=true".to_owned());
     }
-    match settings.cache {
+    if settings.cache == Cache::Memory {
         // Nothing after `=` unsets what the file says: there is no disk to write to.
-        Cache::Memory => set.push("cache.path=".to_owned()),
-        _ => {
-            set.push(format!("cache.path={CACHE_DIRECTORY}"));
-            set.push(format!("cache.max_size={}", settings.cache_bytes));
-        }
+        set.push("cache.path=".to_owned());
+    } else {
+        set.push(format!("cache.path={CACHE_DIRECTORY}"));
+        set.push(format!("cache.max_size={}", settings.cache_bytes));
     }
     set.push(format!("cache.memory={}", settings.memory_bytes));
     match plan.ports.s3 {
@@ -444,9 +443,9 @@ fn forget(there: &mut Value, wanted: &Value) {
         array(wanted, list).iter().any(|one| one.get(key) == item.get(key))
     };
     let is_port = |name: &str| name == METRICS_PORT_NAME || name.starts_with("warpdrive");
-    let lists: [(&str, &str, &dyn Fn(&str) -> bool); 2] = [
-        ("volumeMounts", "mountPath", &super::volumes::is_ours),
-        ("ports", "containerPort", &is_port),
+    let lists = [
+        ("volumeMounts", "mountPath", super::volumes::is_ours as fn(&str) -> bool),
+        ("ports", "containerPort", is_port),
     ];
     for (list, key, ours) in lists {
         let Some(items) = there.get_mut(list).and_then(Value::as_array_mut) else { continue };

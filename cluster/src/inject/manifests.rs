@@ -259,7 +259,7 @@ impl Work<'_> {
         let text = serde_json::json!({"terminationGracePeriodSeconds": value}).to_string();
         match template.get("podSpecPatch") {
             None => {
-                here.push(Operation::Add { path: "/podSpecPatch".to_owned(), value: text.into() })
+                here.push(Operation::Add { path: "/podSpecPatch".to_owned(), value: text.into() });
             }
             Some(theirs) if theirs.as_str() == Some(&text) => {}
             Some(_) => self.notes.push(format!("{label}: add {text} to its podSpecPatch")),

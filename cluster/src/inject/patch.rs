@@ -53,7 +53,8 @@ fn differ(before: &Value, after: &Value, path: &mut String, operations: &mut Vec
             for (name, value) in after {
                 at(path, name, |path| match before.get(name) {
                     None => {
-                        operations.push(Operation::Add { path: path.clone(), value: value.clone() })
+                        operations
+                            .push(Operation::Add { path: path.clone(), value: value.clone() });
                     }
                     Some(old) => differ(old, value, path, operations),
                 });
@@ -62,7 +63,7 @@ fn differ(before: &Value, after: &Value, path: &mut String, operations: &mut Vec
         (Value::Array(before), Value::Array(after)) => lists(before, after, path, operations),
         (before, after) if before == after => {}
         (_, after) => {
-            operations.push(Operation::Replace { path: path.clone(), value: after.clone() })
+            operations.push(Operation::Replace { path: path.clone(), value: after.clone() });
         }
     }
 }
@@ -106,7 +107,7 @@ fn lists(before: &[Value], after: &[Value], path: &mut String, operations: &mut 
     };
     for index in (0..before.len()).rev().filter(|index| !kept.iter().any(|(old, _)| old == index)) {
         at(path, &index.to_string(), |path| {
-            operations.push(Operation::Remove { path: path.clone() })
+            operations.push(Operation::Remove { path: path.clone() });
         });
     }
     let mut kept = kept.into_iter().peekable();

@@ -38,22 +38,22 @@ fn applied(mut to: Value, operations: &[Operation]) -> Value {
         let last = last.replace("~1", "/").replace("~0", "~");
         match (to.pointer_mut(parent).expect("the parent is there"), operation) {
             (Value::Array(items), Operation::Add { value, .. }) => {
-                items.insert(last.parse().unwrap(), value.clone())
+                items.insert(last.parse().unwrap(), value.clone());
             }
             (Value::Array(items), Operation::Replace { value, .. }) => {
-                items[last.parse::<usize>().unwrap()] = value.clone()
+                items[last.parse::<usize>().unwrap()] = value.clone();
             }
             (Value::Array(items), Operation::Remove { .. }) => {
-                drop(items.remove(last.parse().unwrap()))
+                drop(items.remove(last.parse().unwrap()));
             }
             (Value::Object(members), Operation::Add { value, .. }) => {
-                drop(members.insert(last, value.clone()))
+                drop(members.insert(last, value.clone()));
             }
             (Value::Object(members), Operation::Replace { value, .. }) => {
                 assert!(members.insert(last, value.clone()).is_some());
             }
             (Value::Object(members), Operation::Remove { .. }) => {
-                assert!(members.remove(&last).is_some())
+                assert!(members.remove(&last).is_some());
             }
             (other, _) => panic!("{path} in {other}"),
         }
@@ -61,6 +61,7 @@ fn applied(mut to: Value, operations: &[Operation]) -> Value {
     to
 }
 
+#[allow(clippy::needless_pass_by_value)] // Reads better with `json!` at each call.
 fn pod(annotations: Value, spec: Value) -> Value {
     let mut pod = json!({"metadata": {"name": "p", "annotations": annotations}, "spec": {"containers": [{"name": "main"}]}});
     for (key, value) in spec.as_object().unwrap() {

@@ -71,11 +71,10 @@ fn filled(string: &str, blanks: &Blanks) -> String {
 /// [`crate::settings::quantity::print_bytes`] of an expression.
 pub(super) fn size(bytes: &str) -> String {
     let units = [("Ti", 1_u64 << 40), ("Gi", 1 << 30), ("Mi", 1 << 20), ("Ki", 1 << 10)];
-    let mut all = String::from("(");
-    for (name, unit) in units {
-        all.push_str(&format!("{bytes} % {unit} == 0 ? string({bytes} / {unit}) + \"{name}\" : "));
-    }
-    format!("{all}string({bytes}))")
+    let choices = units.map(|(name, unit)| {
+        format!("{bytes} % {unit} == 0 ? string({bytes} / {unit}) + \"{name}\" : ")
+    });
+    format!("({}string({bytes}))", choices.concat())
 }
 
 /// [`crate::inject::sizes`]' `empty_dir` of an expression.

@@ -43,13 +43,14 @@ pub(crate) fn bytes(text: &str) -> Option<u64> {
         // Lower case `m` is a thousandth in Kubernetes: nobody means that with bytes.
         "m" => return None,
         "M" => 1_000_000,
-        unit => match exponent(unit) {
-            Some(power) => 10_u64.checked_pow(power)?,
-            None => {
+        unit => {
+            if let Some(power) = exponent(unit) {
+                10_u64.checked_pow(power)?
+            } else {
                 let unit = unit.to_ascii_lowercase();
                 UNITS.iter().find(|(name, _)| *name == unit)?.1
             }
-        },
+        }
     };
     let bytes = scaled(mantissa, factor)?;
     (bytes <= MOST_BYTES).then(|| u64::try_from(bytes).ok())?

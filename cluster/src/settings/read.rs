@@ -84,10 +84,10 @@ impl<'a> Reader<'a> {
     fn list(&self, name: &str) -> Result<Vec<&'a str>, Denial> {
         let text = self.text(name);
         if text.is_empty() {
-            return match self.own.contains_key(name) {
-                true => Err(Denial::of(name, "is empty, name something or leave it out")),
-                false => Ok(Vec::new()),
-            };
+            if self.own.contains_key(name) {
+                return Err(Denial::of(name, "is empty, name something or leave it out"));
+            }
+            return Ok(Vec::new());
         }
         let items: Vec<&str> = text.split(',').map(str::trim).collect();
         if items.len() > MOST_ITEMS {
@@ -170,21 +170,14 @@ fn known(key: &str, name: &str) -> Result<(), Denial> {
     if key == INJECT_LABEL || name == "inject" {
         return Err(Denial::of("inject", "is a label, write it below metadata.labels"));
     }
-    let name = quoted(name);
-    Err(match near(name.trim_matches('`')) {
-        Some(near) => Denial::new(format!(
-            "annotation {ANNOTATION_PREFIX}{} is not known, did you mean {ANNOTATION_PREFIX}{near}",
-            name.trim_matches('`')
-        )),
-        None => {
-            let all: Vec<_> = ANNOTATIONS.iter().map(|one| one.name).collect();
-            Denial::new(format!(
-                "annotation {ANNOTATION_PREFIX}{} is not known, these are: {}",
-                name.trim_matches('`'),
-                all.join(", ")
-            ))
-        }
-    })
+    let shown = quoted(name);
+    let shown = shown.trim_matches('`');
+    let begin = format!("annotation {ANNOTATION_PREFIX}{shown} is not known");
+    if let Some(near) = near(shown) {
+        return Err(Denial::new(format!("{begin}, did you mean {ANNOTATION_PREFIX}{near}")));
+    }
+    let all: Vec<_> = ANNOTATIONS.iter().map(|one| one.name).collect();
+    Err(Denial::new(format!("{begin}, these are: {}", all.join(", "))))
 }
 
 /// Whether a text is a DNS subdomain, as names of objects are.

@@ -20,7 +20,7 @@ pub(super) fn pointer(path: &[Step]) -> String {
         match step {
             Step::Key(key) if text.is_empty() => text.push_str(key),
             Step::Key(key) => text.extend([".", key]),
-            Step::Index(index) => text.push_str(&format!("[{index}]")),
+            Step::Index(index) => text.extend(["[", &index.to_string(), "]"]),
         }
     }
     text
@@ -94,10 +94,10 @@ fn one(tree: &mut Value, operation: &Operation) -> Result<(), String> {
             let index: usize = last.parse().map_err(|_| gone())?;
             match (operation, value) {
                 (Operation::Add { .. }, Some(value)) if index <= items.len() => {
-                    items.insert(index, value)
+                    items.insert(index, value);
                 }
                 (Operation::Replace { .. }, Some(value)) if index < items.len() => {
-                    items[index] = value
+                    items[index] = value;
                 }
                 (Operation::Remove { .. }, _) if index < items.len() => drop(items.remove(index)),
                 _ => return Err(gone()),
