@@ -11,8 +11,9 @@ from test_kills import reading
 VALUES = {"csi": {"enabled": True}, "injection": {"mode": "none"}}
 
 
-@pytest.fixture(scope="module")
-def node_service(cluster, image):
+@pytest.fixture
+def node_service(cluster, image, make_namespace):
+    # Taken away before the check that nothing is left, which is that of namespaces.
     release = Release(cluster, image, "csi", "csi")
     release.install(VALUES)
     registered(cluster)
@@ -100,16 +101,19 @@ def test_a_mount_outlives_the_node_service(cluster, node_service, make_namespace
     assert origin.whole()
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(400)
 def test_a_pod_goes_when_the_node_service_is_back(cluster, node_service, namespace, origin):
-    """Deleted while nobody can unpublish: the pod waits, and goes then."""
-    with reading(namespace, origin, mode="csi"):
-        node_service.uninstall()
+    """Deleted while nobody can unpublish: the pod waits, and goes when kubelet tries again (2 min at most)."""
+    namespace.apply(*origin.objects())
+    namespace.create(pods.injected(pods.wanted("reader", pods.VERIFY_FOREVER, {"mode": "csi"}))[0])
+    namespace.wait_ready("reader", 90)
+    node_service.uninstall()
     namespace.kubectl("delete", "pod", "reader", "--wait=false")
-    time.sleep(5)
-    assert namespace.pod("reader"), "kubelet lets a pod go whose volumes it could not unpublish"
+    time.sleep(20)
+    assert namespace.pod("reader"), "kubelet let a pod go whose volumes it could not unpublish"
+    assert only(processes(cluster, "mountd"))
     node_service.install(VALUES)
-    namespace.kubectl("wait", "--for=delete", "pod/reader", "--timeout=180s", timeout=190)
+    namespace.kubectl("wait", "--for=delete", "pod/reader", "--timeout=240s", timeout=250)
     k8s.until("the holder has ended", lambda: not processes(cluster, "mountd"), 20)
     assert origin.whole()
 
