@@ -35,6 +35,10 @@ const DEAD_BYTES: u64 = 4 << 20;
 /// Bytes of a file's directory entry and of its record in the journal, about: what is not measured yet.
 const NAME_BYTES: u64 = 320;
 
+/// What admission leaves of the budget, as one part in this many: journal and directories grow beside
+/// the files, and a set that keeps must not lose one to that.
+const SLACK: u64 = 256;
+
 /// How many bytes files may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(clippy::struct_field_names)] // Numbers carry their unit.
@@ -132,7 +136,7 @@ impl FileTier {
         ledger.budget = Budget::now(&self.terms, others, held, free);
         if ledger.budget.high_bytes != before {
             let high = ledger.budget.high_bytes;
-            ledger.admission.set_capacity(high);
+            ledger.admission.set_capacity(high - high / SLACK);
         }
     }
 
