@@ -30,9 +30,8 @@ const SMALL_MILLI: u64 = 10;
 const PATIENCE: &str = "6m";
 /// How long the holder waits for programs at its end: the main containers are gone by then.
 const HOLDER_GRACE: &str = "1s";
-/// Seconds that a probe waits inside for what it proves, and then some for its start.
-const HOLDER_PROBE: (u32, u32) = (20, 25);
-/// The same for the worker: reading its index takes that long on a slow disk.
+/// Seconds that a probe waits inside for what it proves, and then some for its start: reading its index
+/// takes a worker that long on a slow disk.
 const WORKER_PROBE: (u32, u32) = (50, 60);
 
 /// Whether a container is one of ours.
@@ -243,8 +242,6 @@ fn mountd(plan: &Plan<'_>) -> Value {
         "--grace",
         HOLDER_GRACE,
     ];
-    let (wait, timeout) = HOLDER_PROBE;
-    let wait = format!("{wait}s");
     container(
         plan,
         MOUNTD_CONTAINER,
@@ -263,7 +260,8 @@ fn mountd(plan: &Plan<'_>) -> Value {
                 {"name": MOUNT_VOLUME, "mountPath": MOUNT_DIRECTORY, "mountPropagation": "Bidirectional"},
                 {"name": RUN_VOLUME, "mountPath": RUN_DIRECTORY},
             ],
-            "startupProbe": exec_probe(["probe", "--holder", &socket, "--wait", &wait], timeout, 6),
+            // No probe of its own: it would cost a second of every start, kubelet's tick, and the worker
+            // waits for the holder and proves the mount.
         }),
     )
 }
