@@ -391,7 +391,10 @@ def test_monitoring_is_found_by_the_names_it_has():
     monitor = one(objects, "ServiceMonitor")
     assert monitor["spec"]["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
     assert monitor["spec"]["endpoints"][0]["port"] in [p["name"] for p in service["spec"]["ports"]]
-    assert one(objects, "PodMonitor")["spec"]["podMetricsEndpoints"][0]["port"] == "wd-metrics"
+    assert one(objects, "PodMonitor", component="worker")["spec"]["podMetricsEndpoints"][0]["port"] == "wd-metrics"
+    node, its = one(objects, "DaemonSet", component="csi"), one(objects, "PodMonitor", component="csi")["spec"]
+    assert its["selector"]["matchLabels"].items() <= node["spec"]["template"]["metadata"]["labels"].items()
+    assert its["podMetricsEndpoints"][0]["port"] == node["spec"]["template"]["spec"]["containers"][0]["ports"][0]["name"]
     worker = one(objects, "DaemonSet", component="node-agent")["spec"]["template"]["spec"]["containers"][0]
     assert worker["ports"][0]["name"] == "wd-metrics"
     board = json.loads(one(objects, "ConfigMap", name="warpdrive-dashboard")["data"]["warpdrive.json"])
@@ -439,6 +442,19 @@ def test_notes_say_what_to_do_next(values, said):
     for part in said:
         assert part in notes
     assert "<no value>" not in result.stdout
+
+
+def test_a_package_is_the_chart(tmp_path):
+    """What is published renders the same: no file that is needed is left out of it."""
+    packed = run_helm("package", CHART, "-d", tmp_path)
+    assert packed.returncode == 0, packed.stderr
+    archive = next(tmp_path.glob("*.tgz"))
+    for values in (EVERYTHING, {"injection": {"mode": "policy"}}):
+        arguments = ["template", "warpdrive", archive, "-n", "warpdrive", "--kube-version", VERSIONS[-1], "-f", "-"]
+        found = run_helm(*arguments, text=yaml.safe_dump(values))
+        assert found.returncode == 0, found.stderr
+        assert found.stdout == rendering(values).stdout
+    assert archive.stat().st_size < 200_000, "a release is stored in an object of the cluster, with all of it"
 
 
 def test_no_budget_for_one_pod_and_no_surge_on_a_network_of_nodes():

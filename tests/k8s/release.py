@@ -14,7 +14,7 @@ import yaml
 CHART = k8s.ROOT / "charts/warpdrive"
 HELM = k8s.TOOLS / "k8s/bin/helm"
 # Certificates that live for seconds, so that a test sees several of them.
-SHORT_LIVES = {"authorityLifetime": "24s", "certificateLifetime": "6s", "settle": "3s", "resync": "1s"}
+SHORT_LIVES = {"authorityLifetime": "30s", "certificateLifetime": "6s", "settle": "3s", "resync": "1s"}
 # What the cluster itself makes and changes all the time, and the records of what happened.
 RESTLESS = {"events", "events.events.k8s.io", "leases.coordination.k8s.io", "endpointslices.discovery.k8s.io", "endpoints"}
 
@@ -58,13 +58,18 @@ class Release:
             command += ["-f", file]
         return self.cluster.inside(*command, timeout=timeout, check=check)
 
-    def install(self, values=None, wait=True):
+    def install(self, values=None):
         self.installed = True
-        self.helm("install", self.name, CHART, *(["--wait", "--timeout", "120s"] if wait else []), values=values or {})
+        try:
+            self.helm("install", self.name, CHART, "--wait", "--timeout", "120s", values=values or {})
+        except k8s.Failed as failed:
+            described = self.cluster.kubectl("describe", "pods", "-n", self.namespace, check=False).stdout
+            logs = "".join(self.logs(component) for component in ("webhook", "csi", "node-agent", "node-agent-holder"))
+            raise k8s.Failed(f"{failed}\n{described[-3000:]}\n{logs[-3000:]}") from None
         return self
 
-    def upgrade(self, values=None, wait=True, check=True):
-        return self.helm("upgrade", self.name, CHART, *(["--wait", "--timeout", "120s"] if wait else []), values=values or {}, check=check)
+    def upgrade(self, values=None, check=True, seconds=120):
+        return self.helm("upgrade", self.name, CHART, "--wait", "--timeout", f"{seconds}s", values=values or {}, check=check)
 
     def rollback(self, revision):
         self.helm("rollback", self.name, str(revision), "--wait", "--timeout", "120s")

@@ -160,6 +160,20 @@ def test_upgrade_under_load_refuses_nobody(cluster, make_release):
     assert load.created > 100, load.created
 
 
+def test_wrong_defaults_stop_an_upgrade_and_nobody_else(cluster, make_release):
+    """A default that no pod could have: the new webhook does not become ready, the old one serves on."""
+    release = make_release()
+    release.install().injects()
+    before = {pod["metadata"]["uid"] for pod in release.running("webhook")}
+    failed = release.upgrade({"injection": {"annotations": {"cache-size": "lots"}}}, check=False, seconds=15)
+    assert failed.returncode != 0
+    assert {pod["metadata"]["uid"] for pod in release.running("webhook")} == before
+    assert "cache-size" in release.logs("webhook"), "nobody says what is wrong"
+    assert names(dry_run(cluster, small_pod("a"))) == ["warpdrive-mountd", "warpdrive"]
+    release.rollback(1)
+    release.injects()
+
+
 def test_a_secret_of_the_users(cluster, make_release, tmp_path):
     """Certificates from elsewhere, also exchanged while the webhook runs: no right, no token, no authority of ours."""
     import base64
