@@ -31,7 +31,7 @@ def need(*wanted):
     listed = (ROOT / "tests/install").read_text()
     could = all(f" {package} " in listed for package in absent)
     tools = os.environ.get("WARPDRIVE_TOOLS")
-    no_packages = tools and (Path(tools) / "stamps" / "apt-failed").exists()
+    no_packages = tools and any((Path(tools) / "stamps").glob("apt-failed*"))
     if could and harness.REQUIRED and os.geteuid() == 0 and shutil.which("apt-get") and not no_packages:
         pytest.fail(f"required but {reason}")
     pytest.skip(reason)
