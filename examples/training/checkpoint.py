@@ -67,12 +67,15 @@ class Checkpoints:
                 raise Superseded(f"{self.pointer} was written by another process") from error
             raise
         self.seen = answer["ETag"]
-        self.remove_old()
+        self.remove_before(key)
 
-    def remove_old(self):
+    def remove_before(self, newest: str):
+        # Only what is older than the checkpoint that the pointer names: a run that starts over may
+        # find later steps of an earlier one.
         found = self.s3.list_objects_v2(Bucket=self.bucket, Prefix=f"{self.run}/step-").get("Contents", [])
-        for entry in sorted(found, key=lambda entry: entry["Key"])[: -self.keep]:
-            self.s3.delete_object(Bucket=self.bucket, Key=entry["Key"])
+        older = sorted(entry["Key"] for entry in found if entry["Key"] < newest)
+        for key in older[: max(0, len(older) + 1 - self.keep)]:
+            self.s3.delete_object(Bucket=self.bucket, Key=key)
 
 
 def main():

@@ -1,5 +1,6 @@
 """The scripts of examples/training, as they stand, behind a real sidecar in front of a real origin."""
 
+import contextlib
 import importlib.util
 import io
 import json
@@ -202,10 +203,11 @@ def test_a_checkpoint_survives_its_process(pods, kind):
     assert harness.sha256(pod.get("runs/" + latest["key"])) == latest["sha256"]
 
 
-@pytest.mark.parametrize("kind", ["versitygw", "minio"])
-def test_one_of_two_writers_of_a_checkpoint_is_told(pods, kind):
+@contextlib.contextmanager
+def checkpoints(pod):
+    """The example as a module, and a client of this pod's S3 endpoint."""
     boto3 = pytest.importorskip("boto3")
-    pod = pods(kind)
+    pytest.importorskip("numpy")
     spec = importlib.util.spec_from_file_location("checkpoint", EXAMPLES / "training/checkpoint.py")
     example = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(example)
@@ -214,7 +216,12 @@ def test_one_of_two_writers_of_a_checkpoint_is_told(pods, kind):
             if name.startswith("AWS_"):
                 patch.setenv(name, value)
         # A session of its own: the default one remembers the credentials of another sidecar.
-        s3 = boto3.session.Session().client("s3")
+        yield example, boto3.session.Session().client("s3")
+
+
+@pytest.mark.parametrize("kind", ["versitygw", "minio"])
+def test_one_of_two_writers_of_a_checkpoint_is_told(pods, kind):
+    with checkpoints(pods(kind)) as (example, s3):
         one, two = (example.Checkpoints(s3, "runs", "twins") for _ in range(2))
         assert one.load() is None and two.load() is None
         one.save(1, "one")
@@ -225,6 +232,24 @@ def test_one_of_two_writers_of_a_checkpoint_is_told(pods, kind):
         with pytest.raises(example.Superseded):
             one.save(2, "one")
         assert one.load() == (2, "two")
+
+
+@pytest.mark.parametrize("keep", [1, 3])
+def test_what_a_checkpoint_points_to_is_kept(pod, keep):
+    """A run that starts over finds later steps of an earlier one there: they are not its own to count."""
+    with checkpoints(pod) as (example, s3):
+        run = f"again-{keep}"
+        left = [f"{run}/step-{step:08}-00000000.ckpt" for step in (1800, 1900, 2000)]
+        for key in left:
+            pod.put("runs/" + key, b"of an earlier run")
+        writer = example.Checkpoints(s3, "runs", run, keep=keep)
+        assert writer.load() is None
+        for step in range(100, 600, 100):
+            writer.save(step, f"state {step}")
+            assert example.Checkpoints(s3, "runs", run).load() == (step, f"state {step}")
+        found = s3.list_objects_v2(Bucket="runs", Prefix=f"{run}/step-")["Contents"]
+        steps = [int(entry["Key"].split("-")[-2]) for entry in found]
+        assert steps == [*range(600 - 100 * keep, 600, 100), 1800, 1900, 2000]
 
 
 def test_ddp_with_two_processes(pod, torch_python):
