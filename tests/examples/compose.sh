@@ -10,6 +10,9 @@ if [[ ${INSIDE:-} != 1 ]]; then
 fi
 folder=$(readlink -f "$1") image=$2 python=$3
 ip link set lo up
+# Podman's locks are in both, by names that the machine's own podman uses too.
+mount -t tmpfs tmpfs /run
+mount -t tmpfs tmpfs /dev/shm
 
 # What Debian's podman 4.3 takes on machines with runc and without a service manager.
 cat >"$folder/containers.conf" <<'C'

@@ -31,6 +31,9 @@ def missing() -> str:
     return harness.can_mount()
 
 
+# More than the limits inside together, so that what takes too long is named; a machine that has no
+# image yet builds two first.
+@pytest.mark.timeout(360)
 def test_compose(tmp_path):
     if reason := missing():
         pytest.skip(reason)
