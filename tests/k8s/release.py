@@ -68,8 +68,9 @@ class Release:
             raise k8s.Failed(f"{failed}\n{described[-3000:]}\n{logs[-3000:]}") from None
         return self
 
-    def upgrade(self, values=None, check=True, seconds=120):
-        return self.helm("upgrade", self.name, CHART, "--wait", "--timeout", f"{seconds}s", values=values or {}, check=check)
+    def upgrade(self, values=None, check=True, seconds=120, force=False):
+        options = ["--force-conflicts"] if force else []
+        return self.helm("upgrade", self.name, CHART, "--wait", "--timeout", f"{seconds}s", *options, values=values or {}, check=check)
 
     def rollback(self, revision):
         self.helm("rollback", self.name, str(revision), "--wait", "--timeout", "120s")

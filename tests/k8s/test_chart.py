@@ -3,8 +3,10 @@
 Each test installs a release of its own name and namespace, for the webhook's configuration is the cluster's.
 """
 
+import base64
 import json
 import re
+import subprocess
 import time
 
 import cluster as k8s
@@ -174,31 +176,32 @@ def test_wrong_defaults_stop_an_upgrade_and_nobody_else(cluster, make_release):
     release.injects()
 
 
-def test_a_secret_of_the_users(cluster, make_release, tmp_path):
-    """Certificates from elsewhere, also exchanged while the webhook runs: no right, no token, no authority of ours."""
-    import base64
-    import subprocess
+def test_from_the_own_authority_to_a_secret_under_load(cluster, make_release, tmp_path):
+    """Certificates from elsewhere: with a bundle of both authorities no pod is refused; no right and no token is left."""
+    release = make_release()
+    release.install().injects()
+    own = base64.b64decode(release.bundle()[0])
+    key, certificate = tmp_path / "tls.key", tmp_path / "tls.crt"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2", "-subj", "/CN=theirs",
+         "-addext", f"subjectAltName=DNS:{release.name}-webhook.{release.namespace}.svc", "-keyout", key, "-out", certificate],
+        check=True, capture_output=True,
+    )
+    cluster.kubectl("create", "secret", "tls", "mine", "-n", release.namespace, f"--cert={certificate}", f"--key={key}")
 
-    release = make_release(name="given", namespace="given")
-    host = f"{release.name}-warpdrive-webhook.{release.namespace}.svc"
+    def values(*authorities):
+        bundle = base64.b64encode(b"\n".join(authorities)).decode()
+        return {"webhook": {"certificates": {"mode": "secret", "secretName": "mine", "caBundle": bundle}}}
 
-    def certificate(serial):
-        subprocess.run(
-            ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2",
-             "-subj", f"/CN=given-{serial}", "-addext", f"subjectAltName=DNS:{host}",
-             "-keyout", tmp_path / "tls.key", "-out", tmp_path / "tls.crt"], check=True, capture_output=True,
-        )
-        text = cluster.kubectl(
-            "create", "secret", "tls", "mine", "-n", release.namespace, f"--cert={tmp_path}/tls.crt", f"--key={tmp_path}/tls.key",
-            "--dry-run=client", "-o", "yaml",
-        ).stdout
-        cluster.kubectl("apply", "-f", "-", stdin=text)
-        return base64.b64encode((tmp_path / "tls.crt").read_bytes()).decode()
-
-    values = {"webhook": {"certificates": {"mode": "secret", "secretName": "mine", "caBundle": certificate(1)}}}
-    release.install(values).injects()
+    with Load(cluster) as load:
+        release.upgrade(values(own, certificate.read_bytes()), force=True)
+        k8s.until("the old pods are gone", lambda: len(release.pods("webhook")) == 2, 60)
+        release.upgrade(values(certificate.read_bytes()))
+    assert load.refused == [], f"{len(load.refused)} of {load.created}\n" + "\n".join(load.refused[:5])
     spec = release.pods("webhook")[0]["spec"]
     assert not [v for v in spec["volumes"] if v["name"].startswith("kube-api-access")], "a token that nobody needs"
+    rights = cluster.kubectl("get", "role,rolebinding,clusterrole,clusterrolebinding", "-A", "-l", f"app.kubernetes.io/instance={release.name}", "-o", "name").stdout
+    assert rights == ""
 
 
 def stored(cluster, pods):
