@@ -17,6 +17,7 @@ use std::io::{self, ErrorKind, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::Path;
+use std::time::Duration;
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, chownat, fstat, open};
 use rustix::io::Errno;
@@ -28,8 +29,8 @@ use rustix::process::Uid;
 use crate::config::HolderConfig;
 use crate::mount::{MountError, clear_mount_point};
 use connection::Connection;
-use server::{Holder, MAX_PEERS};
 pub use guard::guard;
+use server::{Holder, MAX_PEERS};
 pub(crate) use system::{install, peer};
 use wire::connect_to;
 
@@ -84,6 +85,10 @@ fn make_mount_point(point: &Path) -> Result<(), MountError> {
     }
 }
 
+/// How long it is looked whether somebody listens on a socket, which is a system call unless that
+/// one hangs.
+const LOOK_WITHIN: Duration = Duration::from_secs(1);
+
 /// Removes a socket that nobody listens on.
 fn make_room(path: &Path) -> Result<(), MountError> {
     let shown = path.display();
@@ -94,7 +99,7 @@ fn make_room(path: &Path) -> Result<(), MountError> {
         Ok(_) => return in_the_way("there is something other than a socket at"),
         Err(_) => return Ok(()),
     }
-    match connect_to(path) {
+    match connect_to(path, LOOK_WITHIN) {
         Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
             std::fs::remove_file(path).map_err(|error| failed("replacing a dead socket", &error))
         }

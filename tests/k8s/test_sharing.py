@@ -60,4 +60,6 @@ def test_two_nodes_read_one_data_set(cluster, namespace, image, origin, tmp_path
         namespace.wait_phase(f"rank-{rank}", "Succeeded", 120)
         assert f"verified {len(origin.sums)} files" in namespace.logs(f"rank-{rank}", "main")
     assert {pod["spec"]["nodeName"] for pod in namespace.pods()} == {"wd-node1", "wd-node2"}
+    # The other tests look at one node.
+    cluster.kubectl("cordon", "wd-node2")
     assert origin.whole()
