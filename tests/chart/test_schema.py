@@ -49,6 +49,7 @@ def test_a_slip_is_refused_with_its_place(place):
         ({"nodeAgent": {"enabled": True}}, "config.backends: the node agent needs at least one origin"),
         ({"nodeAgent": {"enabled": True, "cachePath": "/data/cache"}, "config": {"backends": [BACKEND]}}, "the cache cannot lie below"),
         ({"pdb": {"minAvailable": 2}}, "no node could ever be drained"),
+        ({"pdb": {"minAvailable": "100%"}}, "no node could ever be drained"),
     ],
 )
 def test_what_cannot_work_is_refused_with_a_sentence(values, sentence):
