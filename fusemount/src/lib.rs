@@ -23,5 +23,5 @@ pub use holder::{guard, hold};
 pub use metrics::Metrics;
 pub use mount::{
     HolderStatus, Mount, MountError, MountPointState, check_mount_point, dismiss_worker,
-    end_holder, holder_status, is_own_mount, spawn_holder,
+    end_holder, holder_status, holder_status_within, is_own_mount, spawn_holder,
 };

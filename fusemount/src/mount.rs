@@ -37,7 +37,7 @@ use crate::registrar::{Direct, Registrar, Unavailable};
 pub(crate) use attach::attach_own;
 use attach::{Attached, attach};
 pub(crate) use clear::clear_mount_point;
-pub use inquire::{HolderStatus, dismiss_worker, end_holder, holder_status};
+pub use inquire::{HolderStatus, dismiss_worker, end_holder, holder_status, holder_status_within};
 use joined::Joined;
 use loops::{Loops, Prepared};
 pub(crate) use point::{MountEntry, is_mounted, mounted_at};

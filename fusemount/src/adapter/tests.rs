@@ -35,8 +35,8 @@ const MUTATIONS: [(u32, &str); 16] = [
 
 /// Opcodes that only read, or end something, or begin the session.
 const READING: [u32; 28] = [
-    1, 2, 3, 5, 15, 17, 18, 20, 22, 23, 25, 26, 27, 28, 29, 30, 31, 32, 33, 34, 36, 37, 38, 39, 40, 42,
-    44, 46,
+    1, 2, 3, 5, 15, 17, 18, 20, 22, 23, 25, 26, 27, 28, 29, 30, 31, 32, 33, 34, 36, 37, 38, 39, 40,
+    42, 44, 46,
 ];
 
 /// An adapter, and what the kernel would hold.
@@ -60,7 +60,8 @@ impl Kernel {
             created: SystemTime::UNIX_EPOCH,
         };
         let name = bucket.name.clone();
-        let namespace = Namespace::builder().bucket(bucket).unwrap().mount("/b", &name, "").unwrap();
+        let namespace =
+            Namespace::builder().bucket(bucket).unwrap().mount("/b", &name, "").unwrap();
         let registry = prometheus::Registry::new();
         let metrics = Metrics::register(&registry).unwrap();
         let _entered = runtime.enter();

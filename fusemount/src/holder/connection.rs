@@ -16,9 +16,7 @@ use super::registrations::Registrations;
 use super::wire::MAX_DESCRIPTORS;
 use super::{device, say};
 use crate::config::HolderConfig;
-use crate::mount::{
-    MountEntry, MountError, attach_own, is_mounted, mounted_at, raise_read_ahead,
-};
+use crate::mount::{MountEntry, MountError, attach_own, is_mounted, mounted_at, raise_read_ahead};
 
 /// `FUSE_MIN_READ_BUFFER`, the least that the kernel reads a request into.
 const LEAST_BUFFER_BYTES: usize = 8192;

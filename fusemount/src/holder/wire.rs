@@ -7,8 +7,10 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use rustix::io::{Errno, retry_on_intr};
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect, recvmsg,
@@ -157,13 +159,25 @@ impl Message {
     }
 }
 
-/// A connection to the holder that listens at a path.
-pub(crate) fn connect_to(path: &Path) -> io::Result<OwnedFd> {
+/// A connection to the holder that listens at a path. Where as many wait as it lets, it is given up
+/// in time (EAGAIN): one that is stopped accepts nobody.
+pub(crate) fn connect_to(path: &Path, within: Duration) -> io::Result<OwnedFd> {
+    /// A time of 0 would mean for ever.
+    const LEAST: Duration = Duration::from_millis(1);
     let address = SocketAddrUnix::new(path)?;
     let socket =
         socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
-    connect(&socket, &address)?;
-    Ok(socket)
+    let until = Instant::now() + within;
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        // It is for connecting only; sending never waits.
+        set_socket_timeout(&socket, Timeout::Send, Some(left.max(LEAST)))?;
+        match connect(&socket, &address) {
+            Ok(()) => return Ok(socket),
+            Err(Errno::INTR) if !left.is_zero() => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
 }
 
 /// Sends a packet with descriptors beside it; it never waits (EAGAIN).

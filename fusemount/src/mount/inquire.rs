@@ -6,7 +6,7 @@
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::MountError;
 use super::joined::{self, Joined};
@@ -27,11 +27,19 @@ pub struct HolderStatus {
     pub worker: Option<u32>,
 }
 
-/// Asks the holder behind a socket who it is; `None` where none answers, or this user may not ask.
+/// Asks the holder behind a socket who it is; `None` where none answers within a second, or this
+/// user may not ask.
 pub fn holder_status(socket: &Path) -> Option<HolderStatus> {
-    let link = Link::open(socket, || {}).ok()?;
+    holder_status_within(socket, PONG_WITHIN)
+}
+
+/// The same with another time for connecting and the answer together.
+pub fn holder_status_within(socket: &Path, within: Duration) -> Option<HolderStatus> {
+    let until = Instant::now() + within;
+    let link = Link::open(socket, within, || {}).ok()?;
     let pid = link.peer();
-    let answer = link.ask(&Message::of(Kind::Ping), &[], PONG_WITHIN);
+    let left = until.saturating_duration_since(Instant::now());
+    let answer = link.ask(&Message::of(Kind::Ping), &[], left);
     link.close();
     let (pong, _) = answer.ok().filter(|(answer, _)| answer.kind == Kind::Pong)?;
     Some(HolderStatus {

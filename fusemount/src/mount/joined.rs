@@ -63,7 +63,7 @@ impl Joined {
                 loops.stop();
             }
         };
-        let link = Link::open(socket, lost).map_err(|error| {
+        let link = Link::open(socket, ANSWER_WITHIN, lost).map_err(|error| {
             let shown = socket.display();
             let unheard =
                 matches!(Errno::from_io_error(&error), Some(Errno::NOENT | Errno::CONNREFUSED));

@@ -53,12 +53,16 @@ impl fmt::Debug for Link {
 }
 
 impl Link {
-    /// Connects to the holder that listens at a path. `lost` is run once, in a thread of its own,
-    /// when the holder is gone; also after [`Link::close`].
-    pub(super) fn open(path: &Path, lost: impl FnOnce() + Send + 'static) -> io::Result<Arc<Self>> {
+    /// Connects in time to the holder that listens at a path. `lost` is run once, in a thread of its
+    /// own, when the holder is gone; also after [`Link::close`].
+    pub(super) fn open(
+        path: &Path,
+        within: Duration,
+        lost: impl FnOnce() + Send + 'static,
+    ) -> io::Result<Arc<Self>> {
         let (answering, answers) = sync_channel(MAX_ANSWERS);
         let link = Arc::new(Self {
-            socket: wire::connect_to(path)?,
+            socket: wire::connect_to(path, within)?,
             turn: Mutex::new(Turn { number: 0, answers }),
             state: watch::Sender::new(State::default()),
         });

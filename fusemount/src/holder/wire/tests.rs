@@ -83,3 +83,32 @@ fn descriptors_travel_beside_a_message_and_too_many_are_refused() {
     drop(ours);
     assert!(receive(&theirs, RecvFlags::empty()).unwrap().0.is_empty());
 }
+
+/// A holder that is stopped, or hangs, with as many connections waiting as it lets.
+#[test]
+fn connecting_to_a_full_queue_ends() {
+    use rustix::net::{bind, listen};
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("socket");
+    let kind = SocketType::SEQPACKET;
+    let listener = socket_with(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None).unwrap();
+    bind(&listener, &SocketAddrUnix::new(&path).unwrap()).unwrap();
+    listen(&listener, 1).unwrap();
+    let (told, heard) = std::sync::mpsc::channel();
+    // The thread is left behind where connecting does not end.
+    std::thread::spawn(move || {
+        let within = Duration::from_millis(100);
+        let mut waiting = Vec::new();
+        let refused = loop {
+            match connect_to(&path, within) {
+                Ok(socket) => waiting.push(socket),
+                Err(error) => break error,
+            }
+        };
+        told.send((waiting.len(), refused.kind())).unwrap();
+    });
+    let (waiting, refused) = heard.recv_timeout(Duration::from_secs(20)).unwrap();
+    assert!((1..=2).contains(&waiting), "{waiting}");
+    assert_eq!(refused, io::ErrorKind::WouldBlock);
+    drop(listener);
+}
