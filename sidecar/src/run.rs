@@ -145,7 +145,8 @@ async fn sidecar(settings: &Settings, options: &Options, signals: &Signals) -> R
     };
     let assembly = Arc::new(opened.map_err(|e| Stop::Failed(said_more(&e)))?);
     let drained_by = OnceLock::new();
-    let start = Start { settings, options, signals, assembly: &assembly, goes_on, drained_by: &drained_by };
+    let start =
+        Start { settings, options, signals, assembly: &assembly, goes_on, drained_by: &drained_by };
     let served = start.serve(plan).await;
     let now = tokio::time::Instant::now();
     let left = drained_by.get().map(|by| (*by + STEP).saturating_duration_since(now));
@@ -353,7 +354,7 @@ impl Start<'_> {
         let _ = self.drained_by.set(tokio::time::Instant::now() + limit + 2 * STEP);
         let state = fronts.mount.as_ref().and_then(Mounted::own_state);
         let (drained, unfinished) = drain(fronts, end, limit).await;
-        self.tell(&drained, &unfinished);
+        self.tell(&unfinished);
         if end == End::Leave {
             // The next worker goes on with the key.
             if let Some(file) = key_file {
@@ -369,16 +370,13 @@ impl Start<'_> {
     }
 
     /// Says what clients had begun and did not finish, where somebody looks when a container has
-    /// ended.
-    fn tell(&self, drained: &Result<(), Stop>, unfinished: &[Unfinished]) {
+    /// ended. A failure is added by whoever hears of it.
+    fn tell(&self, unfinished: &[Unfinished]) {
         let lines: Vec<String> = unfinished.iter().map(ToString::to_string).collect();
         for line in &lines {
             tracing::warn!("{line}");
         }
-        // Otherwise the failure is told by whoever hears of it.
-        if drained.is_ok() {
-            self.options.termination.write(&lines);
-        }
+        self.options.termination.write_unfinished(lines);
     }
 
     async fn bind_admin(&self, address: &AdminAddress) -> Result<admin::Listener, Stop> {
@@ -553,11 +551,7 @@ async fn wait(fronts: &mut Fronts, signals: &Signals) -> End {
 }
 
 /// Ends everything that listens; what clients had begun and could not finish.
-async fn drain(
-    fronts: Fronts,
-    end: End,
-    limit: Duration,
-) -> (Result<(), Stop>, Vec<Unfinished>) {
+async fn drain(fronts: Fronts, end: End, limit: Duration) -> (Result<(), Stop>, Vec<Unfinished>) {
     let begun = Instant::now();
     fronts.gateway_stop.cancel();
     let gateway = async {

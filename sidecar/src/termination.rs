@@ -6,6 +6,7 @@
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 
 use crate::cli::Stop;
 
@@ -16,7 +17,11 @@ const DEFAULT: &str = "/dev/termination-log";
 
 /// A file that takes the message, where there is one.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct TerminationLog(Option<PathBuf>);
+pub(crate) struct TerminationLog {
+    path: Option<PathBuf>,
+    /// What was not finished, told once; a failure of the same end is told with it.
+    unfinished: Arc<OnceLock<Vec<String>>>,
+}
 
 impl TerminationLog {
     /// The file that is given, or that of this container.
@@ -30,12 +35,12 @@ impl TerminationLog {
             let path = Path::new(DEFAULT);
             (contained && path.is_file()).then(|| path.to_owned())
         };
-        Self(given.map(Path::to_owned).or_else(usual))
+        Self { path: given.map(Path::to_owned).or_else(usual), unfinished: Arc::default() }
     }
 
     /// Writes the message in place of what an earlier process wrote.
     pub(crate) fn write<T: AsRef<str>>(&self, lines: &[T]) {
-        let Some(path) = &self.0 else { return };
+        let Some(path) = &self.path else { return };
         let text = message(lines);
         if text.is_empty() && std::fs::metadata(path).is_ok_and(|found| found.len() == 0) {
             return;
@@ -46,10 +51,17 @@ impl TerminationLog {
         }
     }
 
-    /// Writes why a command failed, where it failed for a reason that is this process' own.
+    /// Writes what this process leaves unfinished.
+    pub(crate) fn write_unfinished(&self, lines: Vec<String>) {
+        self.write(self.unfinished.get_or_init(|| lines));
+    }
+
+    /// Writes why a command failed, where it failed for a reason that is this process' own, and
+    /// after it what was left unfinished.
     pub(crate) fn write_failure(&self, outcome: &Result<(), Stop>) {
         if let Err(Stop::Failed(what) | Stop::Unusable(what)) = outcome {
-            self.write(&what.lines().collect::<Vec<_>>());
+            let unfinished = self.unfinished.get().into_iter().flatten();
+            self.write(&what.lines().chain(unfinished.map(String::as_str)).collect::<Vec<_>>());
         }
     }
 }
@@ -110,6 +122,20 @@ mod tests {
                 prop_assert_eq!(text.lines().count(), lines.len());
             }
         }
+    }
+
+    #[test]
+    fn a_failure_leaves_what_was_unfinished_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log");
+        let log = TerminationLog::find(Some(&path));
+        log.clone().write_unfinished(vec!["cut off: a".to_owned(), "left: b".to_owned()]);
+        let said = || std::fs::read_to_string(&path).unwrap();
+        assert_eq!(said(), "cut off: a\nleft: b\n");
+        log.write_failure(&Ok(()));
+        assert_eq!(said(), "cut off: a\nleft: b\n");
+        log.write_failure(&Err(Stop::Failed("no unmount\nfor two reasons".to_owned())));
+        assert_eq!(said(), "no unmount\nfor two reasons\ncut off: a\nleft: b\n");
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 use testkit::Process;
 
-use super::support::{Home, ask, get, output, program, until};
+use super::support::{Home, ask, can_mount, get, output, program, until};
 
 /// What a busy machine may take beyond what is asked for.
 const SLACK: Duration = Duration::from_secs(8);
@@ -61,7 +61,8 @@ fn crashes_that_do_not_end_leave_their_reason() {
 /// A client that begins to send an object and does not go on.
 fn slow_upload(port: u16, key: &str) -> TcpStream {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
-    let head = format!("PUT /data/{key} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: 99\r\n\r\nabc");
+    let head =
+        format!("PUT /data/{key} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: 99\r\n\r\nabc");
     stream.write_all(head.as_bytes()).unwrap();
     stream
 }
@@ -106,6 +107,38 @@ fn what_was_not_finished_is_in_the_termination_message() {
     let sidecar = home.run(&["--no-mount", &log[0], &log[1]]);
     assert_eq!(sidecar.stop(), Some(0), "{}", sidecar.log());
     assert_eq!(message(&home), "");
+}
+
+/// A mount that cannot be ended is no reason to forget what clients lost.
+#[test]
+fn a_failed_unmount_leaves_what_was_not_finished_in_the_message() {
+    let name = "a_failed_unmount_leaves_what_was_not_finished_in_the_message";
+    if !can_mount(name) || !rustix::process::geteuid().is_root() {
+        println!("SKIPPED {name}: a holder needs root");
+        return;
+    }
+    let home = Home::new();
+    home.configure("drain_timeout: 1s");
+    let log = log_option(&home);
+    let sidecar = home.run(&["--no-supervise", &log[0], &log[1]]);
+    let holder = get(home.admin, "/status").unwrap().json()["holder"]["pid"].as_i64().unwrap();
+    let holder = rustix::process::Pid::from_raw(i32::try_from(holder).unwrap()).unwrap();
+    let _client = slow_upload(home.s3, "cut");
+    until("the upload does not begin", || is_writing(&home));
+    // It answers nothing, so the mount cannot be ended in time.
+    rustix::process::kill_process(holder, Signal::STOP).unwrap();
+    sidecar.process.signal(Signal::TERM);
+    let ended = sidecar.process.wait(Duration::from_secs(3) + SLACK);
+    rustix::process::kill_process(holder, Signal::CONT).unwrap();
+    let said = message(&home);
+    assert_eq!(ended.and_then(|ended| ended.code()), Some(1), "{}", sidecar.log());
+    let lines: Vec<&str> = said.lines().collect();
+    assert_eq!(lines.len(), 2, "{said}");
+    assert!(lines[0].contains("the mount does not end in time"), "{said}");
+    assert_eq!(lines[1], "cut off: PutObject of s3://data/cut");
+    // The holder hears late that it is to end, or ends with its mount.
+    let _ = rustix::mount::unmount(home.path("mnt"), rustix::mount::UnmountFlags::DETACH);
+    until("the holder runs on", || rustix::process::test_kill_process(holder).err());
 }
 
 #[test]
