@@ -96,7 +96,8 @@ fn look(
     by: Instant,
 ) -> Result<(), String> {
     if let Some(socket) = &args.holder
-        && fusemount::holder_status(socket).is_none()
+        && fusemount::holder_status_within(socket, by.saturating_duration_since(Instant::now()))
+            .is_none()
     {
         let shown = socket.display();
         return Err(format!("no mount holder answers on `{shown}` (or it refuses this user)"));

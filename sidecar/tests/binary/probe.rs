@@ -4,6 +4,9 @@ use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
+use rustix::net::{
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with,
+};
 use rustix::process::Signal;
 use testkit::Process;
 
@@ -26,7 +29,8 @@ fn a_probe_without_a_question_is_refused() {
 #[test]
 fn what_is_missing_is_said_in_one_sentence() {
     let home = Home::new();
-    let (admin, s3) = (format!("http://127.0.0.1:{}", home.admin), format!("127.0.0.1:{}", home.s3));
+    let (admin, s3) =
+        (format!("http://127.0.0.1:{}", home.admin), format!("127.0.0.1:{}", home.s3));
     let socket = home.path("no.sock").display().to_string();
     let mount = home.path("mnt").display().to_string();
     for (arguments, wanted) in [
@@ -48,7 +52,8 @@ fn a_probe_waits_for_a_sidecar_and_sees_its_end() {
         return;
     }
     let home = Home::new();
-    let (admin, s3) = (format!("http://127.0.0.1:{}", home.admin), format!("127.0.0.1:{}", home.s3));
+    let (admin, s3) =
+        (format!("http://127.0.0.1:{}", home.admin), format!("127.0.0.1:{}", home.s3));
     let mount = home.path("mnt").display().to_string();
     let all = ["--live", "--ready", "--admin", &admin, "--s3", &s3, "--mount", &mount];
     let waiting = [&all[..], &["--wait", "60s"]].concat();
@@ -73,7 +78,8 @@ fn a_probe_ends_also_where_nothing_answers() {
     }
     let home = Home::new();
     let sidecar = home.run(&["--no-supervise"]);
-    let (admin, s3) = (format!("http://127.0.0.1:{}", home.admin), format!("127.0.0.1:{}", home.s3));
+    let (admin, s3) =
+        (format!("http://127.0.0.1:{}", home.admin), format!("127.0.0.1:{}", home.s3));
     let mount = home.path("mnt").display().to_string();
     sidecar.process.signal(Signal::STOP);
     let begun = Instant::now();
@@ -86,6 +92,43 @@ fn a_probe_ends_also_where_nothing_answers() {
     sidecar.process.signal(Signal::CONT);
     until("the mount answers again", || (probe(&["--mount", &mount]).0 == 0).then_some(()));
     assert_eq!(sidecar.stop(), Some(0), "{}", sidecar.log());
+}
+
+/// Who is stopped accepts nobody, and those who ask fill its queue: the next one would wait for ever.
+#[test]
+fn a_probe_ends_also_where_nobody_accepts() {
+    let home = Home::new();
+    for (kind, question) in [(SocketType::STREAM, "--live"), (SocketType::SEQPACKET, "--holder")] {
+        let path = home.path(&format!("full{question}"));
+        let address = SocketAddrUnix::new(&path).unwrap();
+        let socket = |flags| socket_with(AddressFamily::UNIX, kind, flags, None).unwrap();
+        let listener = socket(SocketFlags::CLOEXEC);
+        bind(&listener, &address).unwrap();
+        listen(&listener, 1).unwrap();
+        let mut waiting = Vec::new();
+        loop {
+            waiting.push(socket(SocketFlags::CLOEXEC | SocketFlags::NONBLOCK));
+            if connect(waiting.last().unwrap(), &address).is_err() {
+                break;
+            }
+        }
+        let admin = format!("unix:{}", path.display());
+        let path = path.display().to_string();
+        let asked = match question {
+            "--live" => vec![question, "--admin", &admin],
+            _ => vec![question, &path],
+        };
+        let mut command = program();
+        command.arg("probe").args(asked).args(["--timeout", "300ms", "--wait", "500ms"]);
+        let probe = Process::spawn("probe", command, &home.path("probe.log")).unwrap();
+        let ended = probe.wait(Duration::from_secs(20));
+        let said = std::fs::read_to_string(home.path("probe.log")).unwrap();
+        let ended = ended.unwrap_or_else(|| panic!("{question} still runs: {said}"));
+        assert_eq!(ended.code(), Some(1), "{said}");
+        let wanted = ["does not answer in time", "no mount holder answers on"];
+        assert!(wanted.iter().any(|wanted| said.contains(wanted)), "{said}");
+        std::fs::remove_file(home.path("probe.log")).unwrap();
+    }
 }
 
 #[test]

@@ -6,7 +6,12 @@
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 
 use crate::config::AdminAddress;
 
@@ -48,23 +53,42 @@ pub(super) fn any(to: &AdminAddress, by: Instant) -> Result<(), String> {
 }
 
 fn get(to: &AdminAddress, path: &str, by: Instant) -> Result<(u16, String), String> {
-    let absent = |error: io::Error| format!("nothing listens at {to}: {error}");
+    let late = || format!("{to} does not answer in time");
+    let absent = |error: io::Error| match error.kind() {
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => late(),
+        _ => format!("nothing listens at {to}: {error}"),
+    };
     let (mut stream, host): (Box<dyn Stream>, String) = match to {
         AdminAddress::Tcp(address) => {
             let stream = TcpStream::connect_timeout(address, left(by)).map_err(absent)?;
             (Box::new(stream), address.to_string())
         }
         AdminAddress::Unix(socket) => {
-            (Box::new(UnixStream::connect(socket).map_err(absent)?), "localhost".to_owned())
+            (Box::new(connect_by(socket, by).map_err(absent)?), "localhost".to_owned())
         }
     };
     let request = format!("GET {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n");
     let answer = exchange(&mut *stream, request.as_bytes(), by);
     let answer = answer.map_err(|error| match error.kind() {
-        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => format!("{to} does not answer in time"),
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => late(),
         _ => format!("{to}: {error}"),
     })?;
     parse(&answer).ok_or_else(|| format!("{to} does not answer HTTP"))
+}
+
+/// A connection to a local socket. One that nobody accepts from waits for room in its queue, which
+/// is given up in time (EAGAIN).
+fn connect_by(path: &Path, by: Instant) -> io::Result<UnixStream> {
+    let address = SocketAddrUnix::new(path)?;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    loop {
+        set_socket_timeout(&socket, Timeout::Send, Some(left(by)))?;
+        match connect(&socket, &address) {
+            Ok(()) => return Ok(socket.into()),
+            Err(Errno::INTR) if Instant::now() < by => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
 }
 
 fn left(by: Instant) -> Duration {
@@ -134,7 +158,8 @@ mod tests {
         let soon = Duration::from_secs(20);
         let now = Duration::ZERO;
         assert_eq!(against(b"HTTP/1.1 200 OK\r\n\r\nready\n", now, soon), Ok(()));
-        let not = against(b"HTTP/1.1 503 No\r\n\r\nnot ready:\n the disk\n", now, soon).unwrap_err();
+        let not =
+            against(b"HTTP/1.1 503 No\r\n\r\nnot ready:\n the disk\n", now, soon).unwrap_err();
         assert!(not.ends_with("/readyz answers 503: not ready: the disk"), "{not}");
         let other = against(b"SSH-2.0-x\r\n", now, soon).unwrap_err();
         assert!(other.ends_with("does not answer HTTP"), "{other}");
