@@ -15,9 +15,9 @@ use rustix::process::{Pid, Signal, WaitOptions, WaitStatus};
 use sd_notify::NotifyState;
 
 use crate::cli::Stop;
+use crate::termination::TerminationLog;
 use crashes::{Crashes, Verdict};
 use kernel::{Inbox, Seen, Worker};
-use crate::termination::TerminationLog;
 pub(crate) use link::Link;
 use sockets::Kept;
 

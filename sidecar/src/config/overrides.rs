@@ -183,9 +183,10 @@ pub(crate) fn name(problems: &mut Problems, overrides: &[Override]) {
     for problem in problems.all() {
         let about = |one: &&Override| {
             let at = one.at().to_string();
-            problem.path.strip_prefix(&at).is_some_and(|rest| {
-                rest.is_empty() || rest.starts_with(['.', '['])
-            })
+            problem
+                .path
+                .strip_prefix(&at)
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
         };
         if overrides.iter().any(|one| about(&one)) {
             problem.path = format!("--set {}", problem.path);

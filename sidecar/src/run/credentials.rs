@@ -305,7 +305,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("worker/credentials");
         let key = AccessKey::generate();
-        write(&key, std::slice::from_ref(&key), &path, "default").unwrap_or_else(|_| panic!("not written"));
+        write(&key, std::slice::from_ref(&key), &path, "default")
+            .unwrap_or_else(|_| panic!("not written"));
         let mode = path.parent().unwrap().metadata().unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o700);
         // A path that was mistyped further up is none to be made.
