@@ -4,9 +4,11 @@
 //! and nothing has to be written before a pod exists. It refuses to serve without a certificate, and reads nothing
 //! of the cluster but its own Secret and configuration.
 
+mod bodies;
 mod health;
 mod metrics;
 mod review;
+mod seats;
 mod server;
 
 use std::net::SocketAddr;

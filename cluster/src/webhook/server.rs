@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full, Limited};
-use hyper::body::{Body as _, Incoming};
+use http_body_util::Full;
+use hyper::body::Incoming;
 use hyper::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -21,24 +21,21 @@ use parking_lot::RwLock;
 use prometheus::{Registry, TextEncoder};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::bodies::{Bodies, Failure, MAX_BYTES};
 use super::health::Health;
 use super::metrics::Outcome;
 use super::review::{self, Answer};
+use super::seats::{Seat, Seats};
 use crate::settings::Defaults;
 
 /// Each API server keeps at most 25 idle connections to a webhook, and opens more under load.
 const MAX_CONNECTIONS: usize = 256;
 /// A scraper and some probes.
 const MAX_PLAIN_CONNECTIONS: usize = 32;
-/// The API server takes no object above 3 MiB; the review around it is small.
-const MAX_BODY_BYTES: usize = 4 << 20;
-/// What all bodies that are being received may hold, in KiB: two of the largest, or hundreds of usual ones.
-const BODIES_KIB: usize = 2 * (MAX_BODY_BYTES >> 10);
 /// From accepting until TLS stands.
 const HANDSHAKE: Duration = Duration::from_secs(5);
 /// From a connection until the head of its first request.
@@ -59,7 +56,7 @@ pub(super) struct Site {
     pub(super) settings: RwLock<Arc<Defaults>>,
     pub(super) health: Arc<Health>,
     pub(super) registry: Registry,
-    bodies: Semaphore,
+    bodies: Bodies,
 }
 
 impl Site {
@@ -68,7 +65,7 @@ impl Site {
             settings: RwLock::new(Arc::new(settings)),
             health,
             registry,
-            bodies: Semaphore::new(BODIES_KIB),
+            bodies: Bodies::default(),
         }
     }
 }
@@ -80,7 +77,7 @@ pub(super) async fn serve(
     site: Arc<Site>,
     stop: CancellationToken,
 ) {
-    let accept = |stream: TcpStream, site: Arc<Site>, stop: CancellationToken| {
+    let accept = |stream: TcpStream, site: Arc<Site>, stop: CancellationToken, seat: Arc<Seat>| {
         let tls = tls.clone();
         async move {
             // A handshake that fails is a client that does not trust us yet, or a port scan.
@@ -88,7 +85,7 @@ pub(super) async fn serve(
             match handshake {
                 Ok(Ok(stream)) => {
                     site.health.metrics.connections.inc();
-                    connection(stream, Arc::clone(&site), stop, reviews).await;
+                    connection(stream, Arc::clone(&site), stop, seat, reviews).await;
                     site.health.metrics.connections.dec();
                 }
                 Ok(Err(error)) => tracing::debug!(%error, "TLS handshake failed"),
@@ -101,8 +98,8 @@ pub(super) async fn serve(
 
 /// Serves metrics and health in the clear until `stop`.
 pub(super) async fn serve_plain(listener: TcpListener, site: Arc<Site>, stop: CancellationToken) {
-    let accept = |stream: TcpStream, site: Arc<Site>, stop: CancellationToken| {
-        connection(stream, site, stop, plain)
+    let accept = |stream: TcpStream, site: Arc<Site>, stop: CancellationToken, seat: Arc<Seat>| {
+        connection(stream, site, stop, seat, plain)
     };
     accepting(listener, MAX_PLAIN_CONNECTIONS, site, stop, accept).await;
 }
@@ -114,17 +111,17 @@ async fn accepting<A, F>(
     stop: CancellationToken,
     serve: A,
 ) where
-    A: Fn(TcpStream, Arc<Site>, CancellationToken) -> F,
+    A: Fn(TcpStream, Arc<Site>, CancellationToken, Arc<Seat>) -> F,
     F: Future<Output = ()> + Send + 'static,
 {
-    let permits = Arc::new(Semaphore::new(limit));
+    let seats = Seats::new(limit);
     let tasks = TaskTracker::new();
     loop {
         let next = async {
-            let permit = Arc::clone(&permits).acquire_owned().await.expect("never closed");
-            (permit, listener.accept().await)
+            let accepted = listener.accept().await;
+            (seats.take().await, accepted)
         };
-        let (permit, accepted) = tokio::select! {
+        let (seat, accepted) = tokio::select! {
             () = stop.cancelled() => break,
             next = next => next,
         };
@@ -135,10 +132,13 @@ async fn accepting<A, F>(
         };
         // Small answers that nothing follows.
         let _ = stream.set_nodelay(true);
-        let served = serve(stream, Arc::clone(&site), stop.clone());
+        let seat = Arc::new(seat);
+        let served = serve(stream, Arc::clone(&site), stop.clone(), Arc::clone(&seat));
         tasks.spawn(async move {
-            served.await;
-            drop(permit);
+            tokio::select! {
+                () = served => {}
+                () = seat.goes.cancelled() => tracing::debug!("too many connections; an idle one is closed"),
+            }
         });
     }
     drop(listener);
@@ -146,8 +146,13 @@ async fn accepting<A, F>(
     let _ = tokio::time::timeout(LAST_ANSWERS, tasks.wait()).await;
 }
 
-async fn connection<S, A, F>(stream: S, site: Arc<Site>, stop: CancellationToken, answer: A)
-where
+async fn connection<S, A, F>(
+    stream: S,
+    site: Arc<Site>,
+    stop: CancellationToken,
+    seat: Arc<Seat>,
+    answer: A,
+) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     A: Fn(Request<Incoming>, Arc<Site>) -> F + Send + Copy + 'static,
     F: Future<Output = Response<Full<Bytes>>> + Send,
@@ -156,9 +161,11 @@ where
     let asked = Arc::clone(&has_asked);
     let service = service_fn(move |request| {
         asked.store(true, Ordering::Relaxed);
-        let site = Arc::clone(&site);
+        let (site, seat) = (Arc::clone(&site), Arc::clone(&seat));
         async move {
+            seat.touch();
             let mut response = answer(request, Arc::clone(&site)).await;
+            seat.touch();
             if site.health.is_stopping() {
                 // The client opens its next connection to another replica.
                 response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
@@ -229,25 +236,15 @@ async fn admitted(request: Request<Incoming>, site: &Site) -> Result<Bytes, Answ
         let what = "reviews are sent as application/json";
         return Err(Answer::refusal(StatusCode::UNSUPPORTED_MEDIA_TYPE, what));
     }
-    let too_large = || {
-        let what = format!("a review is at most {} MiB", MAX_BODY_BYTES >> 20);
-        Answer::refusal(StatusCode::PAYLOAD_TOO_LARGE, &what)
-    };
-    let body = request.into_body();
-    // Without a length it may become as large as any.
-    let most = body.size_hint().upper().unwrap_or(MAX_BODY_BYTES as u64);
-    if most > MAX_BODY_BYTES as u64 {
-        return Err(too_large());
-    }
-    let receive = async {
-        let kib = u32::try_from(most.div_ceil(1024)).unwrap_or(u32::MAX);
-        let _room = site.bodies.acquire_many(kib).await;
-        Limited::new(body, MAX_BODY_BYTES).collect().await
-    };
-    match tokio::time::timeout(BODY, receive).await {
-        Ok(Ok(body)) => Ok(body.to_bytes()),
-        Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => Err(too_large()),
-        Ok(Err(_)) => Err(Answer::refusal(StatusCode::BAD_REQUEST, "the body ended early")),
+    match tokio::time::timeout(BODY, site.bodies.receive(request.into_body())).await {
+        Ok(Ok(body)) => Ok(body),
+        Ok(Err(Failure::TooLarge)) => {
+            let what = format!("a review is at most {} MiB", MAX_BYTES >> 20);
+            Err(Answer::refusal(StatusCode::PAYLOAD_TOO_LARGE, &what))
+        }
+        Ok(Err(Failure::EndedEarly)) => {
+            Err(Answer::refusal(StatusCode::BAD_REQUEST, "the body ended early"))
+        }
         Err(_) => {
             let what = format!("no whole review within {} s", BODY.as_secs());
             Err(Answer::refusal(StatusCode::REQUEST_TIMEOUT, &what))

@@ -229,6 +229,43 @@ async fn slow_senders_are_let_go_and_keep_nobody_waiting() {
     }
 }
 
+#[tokio::test]
+async fn what_is_announced_and_idle_connections_keep_nobody_waiting() {
+    let (_authority, serving, caller) = ready().await;
+    let mut held = Vec::new();
+    for length in [4 << 20, 4 << 20, 4 << 20] {
+        let mut stream = caller.connect(serving.address).await.unwrap();
+        let head = format!(
+            "POST /mutate HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n\
+             content-length: {length}\r\n\r\n{{"
+        );
+        stream.write_all(head.as_bytes()).await.unwrap();
+        held.push(stream);
+    }
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    // A body that is announced is let go after 10 s.
+    let begun = Instant::now();
+    assert_eq!(caller.review(serving.address, &training_pod("next")).await["allowed"], true);
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    // Connections that have asked may be idle for two minutes, as long as there is room.
+    let mut idle = Vec::new();
+    for _ in 0..256 {
+        let opened = tokio::time::timeout(Duration::from_secs(5), caller.open(serving.address));
+        let mut sender = opened.await.expect("an old one makes room").unwrap();
+        let request = Request::get("/healthz").header("host", "x").body(Full::default()).unwrap();
+        let (status, _) = collected(sender.send_request(request).await.unwrap()).await;
+        assert_eq!(status, 200);
+        idle.push(sender);
+    }
+    let begun = Instant::now();
+    for _ in 0..3 {
+        assert_eq!(caller.review(serving.address, &training_pod("next")).await["allowed"], true);
+    }
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+    assert!(idle.last().is_some_and(|sender| !sender.is_closed()), "the newest stays");
+    drop(held);
+}
+
 async fn read_some(stream: &mut (impl tokio::io::AsyncRead + Unpin)) -> String {
     let mut answer = vec![0; 4096];
     let read =
