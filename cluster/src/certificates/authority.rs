@@ -94,10 +94,17 @@ impl Authority {
         params
     }
 
-    /// `None` where the certificate cannot be read.
+    /// First and last second at which it is valid; `None` where the certificate cannot be read.
+    fn life(&self) -> Option<(u64, u64)> {
+        validity::validity(&CertificateDer::from_pem_slice(self.certificate.as_bytes()).ok()?)
+    }
+
     fn ends(&self) -> Option<u64> {
-        let der = CertificateDer::from_pem_slice(self.certificate.as_bytes()).ok()?;
-        validity::validity(&der).map(|(_, last)| last)
+        self.life().map(|(_, last)| last)
+    }
+
+    fn is_valid(&self, now: u64) -> bool {
+        self.life().is_some_and(|(first, last)| first <= now && last > now)
     }
 
     fn issue(
@@ -208,8 +215,8 @@ impl Kept {
     /// [`Plan::settle`].
     pub(super) fn advance(&mut self, now: u64, plan: &Plan, settled: bool) -> Result<bool, String> {
         let (before, mut settled) = (self.clone(), settled);
-        // One that is unreadable or expired can verify nothing.
-        self.authorities.retain(|authority| authority.ends().is_some_and(|ends| ends > now));
+        // One that is unreadable, expired or of a clock that was ahead can verify nothing.
+        self.authorities.retain(|authority| authority.is_valid(now));
         if self.authorities.is_empty()
             || now + plan.authority.as_secs() / 3 >= self.authority_ends()
         {
@@ -267,7 +274,10 @@ impl Kept {
     /// Whether a caller that trusts the bundle accepts the certificate for each of `names`.
     fn is_accepted(&self, now: u64, names: &[String]) -> bool {
         let Ok(pair) = self.pair() else { return false };
-        accepts(&self.bundle(), &pair, now, names)
+        // A verifier of ours takes a trusted certificate without its dates; callers look at them.
+        let valid = self.authorities.iter().filter(|authority| authority.is_valid(now));
+        let bundle: String = valid.map(|authority| authority.certificate.as_str()).collect();
+        accepts(&bundle, &pair, now, names)
     }
 }
 

@@ -114,6 +114,22 @@ fn after_a_long_sleep_everything_is_new() {
 }
 
 #[test]
+fn what_a_clock_that_was_ahead_made_is_not_kept() {
+    let plan = plan(900_000, 300_000, 10);
+    let mut kept = Kept::default();
+    // Within the hour that "not before" is put back nobody notices.
+    kept.advance(START + SKEW_SECONDS, &plan, false).unwrap();
+    assert!(!kept.advance(START, &plan, false).unwrap());
+    let mut kept = Kept::default();
+    kept.advance(START + 3 * SKEW_SECONDS, &plan, false).unwrap();
+    let ahead = kept.bundle();
+    assert!(!kept.is_accepted(START, &plan.names));
+    assert!(kept.advance(START, &plan, false).unwrap());
+    assert!(!kept.bundle().contains(&ahead));
+    assert!(kept.is_accepted(START, &plan.names));
+}
+
+#[test]
 fn a_successor_does_not_issue_in_the_round_that_makes_it() {
     let plan = plan(900, 300, 10);
     let mut kept = Kept::default();
