@@ -93,7 +93,7 @@ enum Command {
     /// Mount for pods that may not: the CSI driver csi.warpdrive.io on a Kubernetes node.
     ///
     /// Serves inline volumes: for each pod that has them it runs a mount holder (`warpdrive mountd`),
-    /// which outlives this service. The chart runs it as a DaemonSet.
+    /// which outlives this service. The chart runs it as a `DaemonSet`.
     Csi(csi::CsiArgs),
     /// Print a completion script: `warpdrive completions bash > /etc/bash_completion.d/warpdrive`.
     Completions {

@@ -122,10 +122,11 @@ impl Kernel {
         self.answer()
     }
 
+    #[allow(clippy::cast_sign_loss)] // Counters go up from 0.
     fn counted(&self, operation: &str, gate: &str) -> u64 {
         let families = self.metrics.gather();
         let family = families.iter().find(|f| f.name() == "warpdrive_fuse_mutations_total");
-        let series = family.into_iter().flat_map(|family| family.get_metric());
+        let series = family.into_iter().flat_map(prometheus::proto::MetricFamily::get_metric);
         let is = |metric: &&prometheus::proto::Metric| {
             let labels = metric.get_label();
             let has = |name, value| labels.iter().any(|l| l.name() == name && l.value() == value);
@@ -139,12 +140,10 @@ impl Kernel {
 fn body(opcode: u32) -> Vec<u8> {
     let numbers = match opcode {
         4 => 88,
-        8 | 35 => 16,
-        9 | 12 | 13 | 21 => 8,
-        14 => 8,
+        8 | 35 | 45 => 16,
+        9 | 12 | 13 | 14 | 21 => 8,
         16 => 40,
         43 => 32,
-        45 => 16,
         47 => 56,
         _ => 0,
     };

@@ -43,7 +43,7 @@ pub(super) struct CsiArgs {
     /// kubelet's --root-dir, at the same path as on the node.
     #[arg(long, value_name = "DIR", default_value = "/var/lib/kubelet", value_hint = ValueHint::DirPath)]
     kubelet_dir: PathBuf,
-    /// Where the node's KUBELET_DIR/plugins/csi.warpdrive.io is: sockets, records and logs of holders
+    /// Where the node's `KUBELET_DIR/plugins/csi.warpdrive.io` is: sockets, records and logs of holders
     /// lie there [default: that path]
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     plugin_dir: Option<PathBuf>,

@@ -33,7 +33,7 @@ pub(super) struct InjectArgs {
     /// YAML documents or JSON; `-` for standard input.
     #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath, required_unless_present = "policy")]
     file: Option<PathBuf>,
-    /// Print a MutatingAdmissionPolicy that makes the same pods, with its bindings and the policy that
+    /// Print a `MutatingAdmissionPolicy` that makes the same pods, with its bindings and the policy that
     /// denies what it cannot do, instead of injecting a file.
     #[arg(long, conflicts_with_all = ["file", "only"])]
     policy: bool,

@@ -57,7 +57,7 @@ pub(super) struct WebhookArgs {
         conflicts_with_all = ["tls_cert", "tls_key"]
     )]
     secret: Option<(String, String)>,
-    /// The MutatingWebhookConfiguration whose `caBundle` is looked after; may be given more than once.
+    /// The `MutatingWebhookConfiguration` whose `caBundle` is looked after; may be given more than once.
     #[arg(long, value_name = "NAME", requires = "secret", required_unless_present = "tls_cert")]
     webhook_configuration: Vec<String>,
     /// The Service by which the API server calls; with --namespace, the names in the certificate.
@@ -93,7 +93,7 @@ pub(super) struct WebhookArgs {
     /// After SIGTERM: how long it still serves, not ready any more, so that callers go elsewhere.
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = duration)]
     shutdown_delay: Duration,
-    /// What is logged, such as `info` or `info,cluster=debug`; WARPDRIVE_LOG takes precedence.
+    /// What is logged, such as `info` or `info,cluster=debug`; `WARPDRIVE_LOG` takes precedence.
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     log_level: String,
     /// How a line of the log looks.

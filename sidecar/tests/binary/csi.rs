@@ -52,7 +52,7 @@ struct Answer {
 fn call(socket: &Path, method: &str, message: &[u8]) -> Option<Answer> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let answered = runtime.block_on(async {
-        let limit = Duration::from_secs(60);
+        let limit = Duration::from_mins(1);
         tokio::time::timeout(limit, exchange(socket, method, message)).await
     });
     answered.expect("a call that hangs")
@@ -642,15 +642,15 @@ fn dead_mounts_of_ended_pods_are_swept() {
     mountd.arg("--socket").arg(node.home.path("mountd.sock"));
     let mountd = Process::spawn("mountd", mountd, &node.home.path("mountd.log")).unwrap();
     let is_mounted = || {
-        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
-        mounts.lines().any(|line| line.split(' ').nth(4) == folder.to_str())
+        let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        table.lines().any(|line| line.split(' ').nth(4) == folder.to_str())
     };
     until("it is mounted", || is_mounted().then_some(()));
 
     // Groups as kubelet makes them: of a pod that goes on, and of this one.
-    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
-    let root = mounts.lines().find(|line| line.contains(" - cgroup ") && line.ends_with(",pids"));
-    let root = root.or_else(|| mounts.lines().find(|line| line.contains(" - cgroup2 ")));
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let root = table.lines().find(|line| line.contains(" - cgroup ") && line.ends_with(",pids"));
+    let root = root.or_else(|| table.lines().find(|line| line.contains(" - cgroup2 ")));
     let kubepods = Path::new(root.unwrap().split(' ').nth(4).unwrap())
         .join(format!("kubepods-{}", std::process::id()));
     let group = |uid: &str| {
