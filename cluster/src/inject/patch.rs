@@ -85,7 +85,9 @@ fn at(path: &mut String, step: &str, run: impl FnOnce(&mut String)) {
 
 /// Whether two items are versions of one thing.
 fn same(a: &Value, b: &Value) -> bool {
-    let id = |item: &Value| KEYS.iter().find_map(|key| item.get(key).map(|id| (*key, id.clone())));
+    fn id(item: &Value) -> Option<(&'static str, &Value)> {
+        KEYS.iter().find_map(|key| item.get(key).map(|id| (*key, id)))
+    }
     match (a, b) {
         (Value::Object(_), Value::Object(_)) => match (id(a), id(b)) {
             (None, None) => a == b,
@@ -105,7 +107,10 @@ fn lists(before: &[Value], after: &[Value], path: &mut String, operations: &mut 
             .push(Operation::Replace { path: path.clone(), value: Value::Array(after.to_vec()) });
         return;
     };
-    for index in (0..before.len()).rev().filter(|index| !kept.iter().any(|(old, _)| old == index)) {
+    for index in (0..before.len())
+        .rev()
+        .filter(|index| kept.binary_search_by_key(index, |(old, _)| *old).is_err())
+    {
         at(path, &index.to_string(), |path| {
             operations.push(Operation::Remove { path: path.clone() });
         });
@@ -123,6 +128,9 @@ fn lists(before: &[Value], after: &[Value], path: &mut String, operations: &mut 
 fn common(before: &[Value], after: &[Value]) -> Option<Vec<(usize, usize)>> {
     let head = before.iter().zip(after).take_while(|(a, b)| same(a, b)).count();
     let (old, new) = (&before[head..], &after[head..]);
+    // What is added is in one place mostly, and what follows it is the same again.
+    let tail = old.iter().rev().zip(new.iter().rev()).take_while(|(a, b)| same(a, b)).count();
+    let (old, new) = (&old[..old.len() - tail], &new[..new.len() - tail]);
     if old.len().saturating_mul(new.len()) > MOST_COMPARISONS {
         return None;
     }
@@ -149,5 +157,7 @@ fn common(before: &[Value], after: &[Value]) -> Option<Vec<(usize, usize)>> {
             j += 1;
         }
     }
+    let ends = (before.len() - tail, after.len() - tail);
+    pairs.extend((0..tail).map(|i| (ends.0 + i, ends.1 + i)));
     Some(pairs)
 }
