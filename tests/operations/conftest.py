@@ -5,6 +5,7 @@ The origins and the configuration come from tests/clients/harness.py.
 
 import os
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -14,6 +15,11 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "clients"))
 
 import harness  # noqa: E402
+
+
+def pytest_configure(config):
+    """A time limit's SIGTERM ends the session as Ctrl-C does: what fixtures have started is ended."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def need(*wanted):

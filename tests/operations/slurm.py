@@ -138,12 +138,25 @@ class Slurm:
             lines = [f"{name}='{value}'" if line.startswith(f"{name}=") else line for line in lines]
         file.write_text("\n".join(lines) + "\n")
 
+    @contextlib.contextmanager
+    def with_shell(self, text):
+        """Shell functions that the scripts call in place of programs: something happens at that moment."""
+        file = self.scripts / "settings"
+        before = file.read_text()
+        file.write_text(before + text)
+        try:
+            yield
+        finally:
+            file.write_text(before)
+
     def daemon(self, *command):
         with open(self.folder / f"{command[0]}.out", "ab") as out:
             self.processes.append(
                 subprocess.Popen(
                     command, env=self.environment, stdin=subprocess.DEVNULL, stdout=out, stderr=out,
                     cwd=self.folder, preexec_fn=harness.die_with_parent,
+                    # Not reached by Ctrl-C: `close` needs them to end the jobs.
+                    start_new_session=True,
                 )
             )
 
@@ -218,6 +231,9 @@ class Slurm:
 
     def directory(self, number):
         return self.run / "jobs" / str(number)
+
+    def log(self, number):
+        return self.cache / "logs" / f"{number}.log"
 
     def left(self, number=None):
         """Processes and mounts that jobs, or one job, have left."""
