@@ -3,11 +3,13 @@
 # Everything of a job lies below one directory, $WARPDRIVE_RUN/jobs/JOBID:
 #   mount/data    the mount; mount/ lets only the job's user through
 #   holder/       the socket of `warpdrive mountd`, by which the job's processes are known
-#   worker/       state_dir, log and admin socket of `warpdrive run`
+#   worker/       state_dir and admin socket of `warpdrive run`; its user's, so root neither reads nor
+#                 writes there
 #   credentials   the S3 key of this job, for its user
 #   environment   what task-prolog.sh tells the job
 #   failed        why there is nothing to tell
-# Whatever is there, epilog.sh takes it away; it does not need to know how far prolog.sh came.
+# Whatever is there, epilog.sh takes it away; it does not need to know how far prolog.sh came. What both
+# processes say is kept beyond that, on disk: $WARPDRIVE_CACHE/logs/JOBID.log and, before it, .log.old.
 
 here=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")
 # shellcheck source=settings
@@ -18,20 +20,24 @@ directory=$WARPDRIVE_RUN/jobs/$job
 mount_point=$directory/mount/data
 socket=$directory/holder/mount.sock
 admin=unix:$directory/worker/admin.sock
-cache=$WARPDRIVE_CACHE/jobs/$job
+job_cache=$WARPDRIVE_CACHE/jobs/$job
 node_cache=$WARPDRIVE_CACHE/node
+log=$WARPDRIVE_CACHE/logs/$job.log
 
 say() { echo "warpdrive: job $job: $*" >&2; }
 
 # Process ids of this job's holder, or of its worker and its supervisor: those that were started with
-# this job's socket. A restarted worker is found as well, and no number is believed that was written down.
+# this job's socket, by the user that runs them: anybody can name a process as he likes. A restarted
+# worker is found as well, and no number is believed that was written down.
 processes() { # mountd|run
-  local file id
+  local file id user=0
+  [ "$1" = mountd ] || user=$(id -u "$WARPDRIVE_USER" 2>/dev/null)
   while read -r file; do
     id=${file#/proc/}
     id=${id%/cmdline}
     # It may end at any moment.
-    [ "$({ tr '\0' '\n' <"$file"; } 2>/dev/null | sed -n 2p)" = "$1" ] && echo "$id"
+    [ "$({ tr '\0' '\n' <"$file"; } 2>/dev/null | sed -n 2p)" = "$1" ] &&
+      [ "$(awk '$1 == "Uid:" { print $2 }' "/proc/$id/status" 2>/dev/null)" = "$user" ] && echo "$id"
   done < <(grep -lszxF -- "$socket" /proc/[0-9]*/cmdline)
   return 0
 }
@@ -59,12 +65,24 @@ stop() { # mountd|run SECONDS
   return 1
 }
 
+# Keeps the logs of so many jobs that have ended, the newest.
+forget_logs() {
+  local file
+  while read -r file; do
+    [ -d "$WARPDRIVE_RUN/jobs/$(basename "$file" .log)" ] || rm -f -- "$file" "$file.old"
+  done < <(find "$WARPDRIVE_CACHE/logs" -name '*.log' -printf '%T@ %p\n' 2>/dev/null |
+    sort -rn | tail -n "+$((WARPDRIVE_LOGS + 1))" | cut -d ' ' -f 2-)
+  return 0
+}
+
 is_mounted() { grep -qF -- " $mount_point " /proc/self/mounts; }
 
 # Takes away all that this job has here. Idempotent; within WARPDRIVE_STOP_SECONDS and a quarter of a
 # minute. False where something is left: the node needs somebody.
 clean() {
   local tries left=0
+  # From here the job's user cannot put anything else where the mount is.
+  chown root "$directory/mount" 2>/dev/null
   stop run "$WARPDRIVE_STOP_SECONDS" || left=1
   stop mountd 10 || left=1
   for ((tries = 0; tries < 5; tries++)); do
@@ -75,8 +93,10 @@ clean() {
     say "$mount_point cannot be unmounted"
     return 1
   fi
-  # Never into a mount, whatever happened above.
-  rm -rf --one-file-system -- "$directory" "$cache" 2>/dev/null || left=1
+  # Before the directory, without which another job may take it: this one could then take it away again.
   if [ "$(cat "$node_cache.job" 2>/dev/null)" = "$job" ]; then rm -f -- "$node_cache.job"; fi
+  # Never into a mount, whatever happened above. The node's cache stays.
+  rm -rf --one-file-system -- "$directory" "$job_cache" 2>/dev/null || left=1
+  forget_logs
   return $left
 }

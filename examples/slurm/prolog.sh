@@ -43,39 +43,56 @@ worker_gid=$(id -g "$WARPDRIVE_USER") || node_fails "there is no user $WARPDRIVE
 user=${SLURM_JOB_UID:?is set by Slurm}
 [ -r "$WARPDRIVE_CONFIG" ] || job_fails "$WARPDRIVE_CONFIG cannot be read"
 
-if [ "$WARPDRIVE_CACHE_OF" = node ]; then
-  mkdir -p -m 0711 "$WARPDRIVE_CACHE"
-  # Whose it is; a job that is gone without an epilog has lost it.
+# False where another job has the node's cache; one that is gone without an epilog has lost it.
+take_node_cache() (
+  flock -w 10 9 || exit 1
   owner=$(cat "$node_cache.job" 2>/dev/null)
-  [ -z "$owner" ] || [ -d "$WARPDRIVE_RUN/jobs/$owner" ] || rm -f "$node_cache.job"
-  if (set -o noclobber && echo "$job" >"$node_cache.job") 2>/dev/null; then cache=$node_cache; fi
-fi
+  [ -z "$owner" ] || [ ! -d "$WARPDRIVE_RUN/jobs/$owner" ] || exit 1
+  echo "$job" >"$node_cache.job"
+) 9>>"$node_cache.lock"
+
 mkdir -p "$WARPDRIVE_RUN/jobs" "$WARPDRIVE_CACHE/jobs" &&
   chmod 0711 "$WARPDRIVE_RUN" "$WARPDRIVE_RUN/jobs" "$WARPDRIVE_CACHE" "$WARPDRIVE_CACHE/jobs" &&
   install -d -m 0711 "$directory" "$directory/holder" &&
-  install -d -m 0700 -o "$user" "$directory/mount" &&
-  install -d -m 0755 "$mount_point" &&
-  install -d -m 0700 -o "$worker_uid" -g "$worker_gid" "$directory/worker" "$cache" ||
+  install -d -m 0700 "$WARPDRIVE_CACHE/logs" "$directory/mount" &&
+  install -d -m 0755 "$mount_point" || node_fails "its directories cannot be made"
+# Only now: to the other jobs this one is there by its directory.
+cache=$job_cache
+if [ "$WARPDRIVE_CACHE_OF" = node ] && take_node_cache; then cache=$node_cache; fi
+install -d -m 0700 -o "$worker_uid" -g "$worker_gid" "$directory/worker" "$cache" ||
   node_fails "its directories cannot be made"
+
+# Of what both processes say, the newest 4 to 8 MiB. A full disk holds nobody up.
+[ ! -e "$log" ] || mv -f "$log" "$log.old"
+# shellcheck disable=SC2016 # for another shell
+exec {to_log}> >(exec setsid bash -c 'size=$((4 << 20))
+  umask 077
+  while stdbuf -o0 head -c $size >"$1" && [ "$(stat -c %s "$1")" = $size ]; do mv -f "$1" "$1.old"; done
+  exec cat' log "$log" >/dev/null 2>&1)
 
 # In sessions of their own: they outlive the prolog, and nothing of it stays open in them.
 setsid env -i PATH="$PATH" "$WARPDRIVE_PROGRAM" mountd --mount-point "$mount_point" --socket "$socket" \
   --allow-other --allow-uid "$worker_uid" --patience 10m --grace 1s \
-  </dev/null >"$directory/holder/log" 2>&1 &
+  </dev/null >&"$to_log" 2>&1 {to_log}>&- &
 timeout 15 "$WARPDRIVE_PROGRAM" probe --holder "$socket" --wait 10s >/dev/null 2>&1 ||
-  node_fails "it cannot mount: $(tail -n 1 "$directory/holder/log")"
+  node_fails "it cannot mount: $(tail -n 1 "$log")"
+# Not before: up to here the user could have put a link where root mounts.
+chown "$user" "$directory/mount" || node_fails "the mount cannot be given to user $user"
 for holder in $(processes mountd); do echo -900 >"/proc/$holder/oom_score_adj"; done 2>/dev/null
 
-run_as_worker() {
-  # Secrets go into the worker's environment and nowhere else.
+as_worker=(setpriv "--reuid=$worker_uid" "--regid=$worker_gid" --clear-groups --no-new-privs
+  --inh-caps=-all --bounding-set=-all)
+# What is in the worker's directory is read as the worker, and whatever it is there.
+of_worker() { "${as_worker[@]}" timeout 5 head -c 4096 "$directory/worker/$1"; }
+with_secrets() {
+  # They go into the worker's environment and nowhere else.
   (
     set -a
     # shellcheck source=/dev/null
     [ ! -r "$WARPDRIVE_SECRETS" ] || . "$WARPDRIVE_SECRETS"
     set +a
     unset "${!SLURM_@}"
-    exec setpriv --reuid="$worker_uid" --regid="$worker_gid" --clear-groups --no-new-privs \
-      --inh-caps=-all --bounding-set=-all "$@"
+    exec "${as_worker[@]}" "$@"
   )
 }
 settings=(
@@ -86,24 +103,23 @@ settings=(
   --set "s3.credentials_file=$directory/worker/credentials"
   --set "admin.listen=$admin" --set "drain_timeout=$((WARPDRIVE_STOP_SECONDS * 2 / 3))s"
 )
-log=$directory/worker/log
-: >"$log"
-run_as_worker setsid "$WARPDRIVE_PROGRAM" run --supervise -c "$WARPDRIVE_CONFIG" --holder "$socket" \
-  "${settings[@]}" </dev/null >>"$log" 2>&1 &
+with_secrets setsid "$WARPDRIVE_PROGRAM" run --supervise -c "$WARPDRIVE_CONFIG" --holder "$socket" \
+  --termination-log "$directory/worker/ended" "${settings[@]}" </dev/null >&"$to_log" 2>&1 {to_log}>&- &
 worker=$!
+exec {to_log}>&-
 
 begun=$SECONDS
 endpoint=
 while :; do
   # Each look is bounded: a second, and two for what hangs.
   if timeout 3 "$WARPDRIVE_PROGRAM" probe --ready --admin "$admin" --mount "$mount_point" --wait 1s >/dev/null 2>&1; then
-    endpoint=$(sed -n 's/^ *export AWS_ENDPOINT_URL_S3=//p' "$log" | tail -n 1)
+    endpoint=$(sed -n 's/^ *export AWS_ENDPOINT_URL_S3=//p' "$log" 2>/dev/null | tail -n 1)
     [ -n "$endpoint" ] && break
   fi
   if ! kill -0 $worker 2>/dev/null; then
     wait $worker
     status=$?
-    reason=$(grep -v '^ *$' "$log" | tail -n 1)
+    reason=$(of_worker ended 2>/dev/null | tr -s ' \n' ' ' | cut -c1-500)
     # 2: the configuration cannot be used, here as elsewhere.
     [ $status != 2 ] || job_fails "the configuration cannot be used: $reason"
     node_fails "the sidecar ended with $status: $reason"
@@ -115,7 +131,7 @@ done
 
 # An origin that does not answer now may answer in a moment; the job's time has not begun.
 begun=$SECONDS
-until origins=$(run_as_worker timeout 15 "$WARPDRIVE_PROGRAM" check -c "$WARPDRIVE_CONFIG" "${settings[@]}" 2>&1); do
+until origins=$(with_secrets timeout 15 "$WARPDRIVE_PROGRAM" check -c "$WARPDRIVE_CONFIG" "${settings[@]}" 2>&1); do
   if [ $((SECONDS - begun)) -ge "$WARPDRIVE_ORIGIN_SECONDS" ]; then
     # Of what `check` says below its table, what failed and not what follows from that.
     reason=$(sed -n '/the origin cannot be reached$/d; /not asked for$/d; s/^  \([^ ]* [a-z]*: \)/\1/p' <<<"$origins")
@@ -134,10 +150,12 @@ until origins=$(run_as_worker timeout 15 "$WARPDRIVE_PROGRAM" check -c "$WARPDRI
   sleep 1
 done
 
-install -m 0400 -o "$user" "$directory/worker/credentials" "$directory/credentials" ||
+(umask 077 && of_worker credentials >"$directory/credentials") && [ -s "$directory/credentials" ] &&
+  chmod 0400 "$directory/credentials" && chown "$user" "$directory/credentials" ||
   node_fails "the key cannot be written for user $user"
 cat >"$directory/environment.new" <<END
 WARPDRIVE_DATA=$mount_point
+WARPDRIVE_S3=$endpoint
 AWS_ENDPOINT_URL_S3=$endpoint
 AWS_REGION=us-east-1
 AWS_DEFAULT_REGION=us-east-1

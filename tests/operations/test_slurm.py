@@ -1,11 +1,14 @@
 """examples/slurm under a real Slurm: jobs through the real prolog, task prolog and epilog."""
 
+import contextlib
 import importlib
 import json
 import os
 import shutil
 import signal
 import subprocess
+import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -42,8 +45,9 @@ def nothing_is_left(request):
     yield
     if "cluster" in request.fixturenames:
         running = request.getfixturevalue("cluster")
-        running.wait(lambda: not running.left(), f"nothing left of it: {running.left()}", 30)
-        assert list((running.run / "jobs").glob("*")) == []
+        # srun comes back before the epilog.
+        left = lambda: running.left() + list((running.run / "jobs").glob("*"))
+        running.wait(lambda: not left(), f"nothing left of it: {left()}", 30)
         assert running.node_state().startswith(("IDLE", "MIXED", "ALLOC")), running.node_state()
 
 
@@ -108,14 +112,43 @@ def test_what_the_user_has_set_stays(cluster):
     assert cluster.said(number).split() == ["http://elsewhere:1", "eu-west-9", "none"]
 
 
+@pytest.mark.parametrize("own", ["AWS_ACCESS_KEY_ID=mine", "AWS_PROFILE=mine", "AWS_WEB_IDENTITY_TOKEN_FILE=/mine"])
+def test_a_key_of_the_user_is_not_taken_to_our_endpoint(cluster, own):
+    number = cluster.submit(
+        'echo "$WARPDRIVE_DATA"; env | grep ^AWS_ | sort\n', f"--export=ALL,{own}"
+    )
+    assert cluster.ended(number) == "COMPLETED", cluster.logs()
+    said = cluster.said(number).splitlines()
+    assert f"warpdrive: {own.partition('=')[0]} is set, so S3 is left as it is" in said[0]
+    assert said[1:] == [str(cluster.directory(number) / "mount/data"), own]
+
+
+def test_what_another_job_or_node_was_told_is_replaced(cluster):
+    elsewhere = "http://127.0.0.1:1"
+    inherited = {
+        "WARPDRIVE_DATA": "/old", "WARPDRIVE_S3": elsewhere, "AWS_ENDPOINT_URL_S3": elsewhere,
+        "AWS_SHARED_CREDENTIALS_FILE": cluster.run / "jobs/1/credentials",
+    }
+    number = cluster.submit(
+        'echo "$WARPDRIVE_DATA $AWS_ENDPOINT_URL_S3 $AWS_SHARED_CREDENTIALS_FILE"\n',
+        "--export=ALL," + ",".join(f"{name}={value}" for name, value in inherited.items()),
+    )
+    assert cluster.ended(number) == "COMPLETED", cluster.logs()
+    mount, endpoint, key = cluster.said(number).split()
+    assert mount == str(cluster.directory(number) / "mount/data")
+    assert endpoint != elsewhere and endpoint.startswith("http://127.0.0.1:")
+    assert key == str(cluster.directory(number) / "credentials")
+
+
 def test_other_users_see_nothing_of_a_job(cluster):
     number = cluster.submit('echo up; sleep 60\n')
     cluster.wait(lambda: "up" in cluster.said(number), "the job")
     directory = cluster.directory(number)
-    for path in ("mount/data/train/slurm/0.bin", "credentials", "worker/log", "worker/credentials"):
-        assert (directory / path).exists(), path
+    paths = ("mount/data/train/slurm/0.bin", "credentials", "worker/credentials")
+    for path in [cluster.log(number), *(directory / path for path in paths)]:
+        assert path.exists(), path
         done = subprocess.run(
-            ["setpriv", "--reuid=4711", "--regid=4711", "--clear-groups", "cat", str(directory / path)],
+            ["setpriv", "--reuid=4711", "--regid=4711", "--clear-groups", "cat", str(path)],
             capture_output=True, timeout=20,
         )
         assert done.returncode != 0 and not done.stdout, path
@@ -202,7 +235,7 @@ def test_an_origin_that_comes_back_in_time_is_waited_for(cluster, origins):
     origins.act(ORIGIN, "stop")
     try:
         number = cluster.submit('cat "$WARPDRIVE_DATA/train/slurm/3.bin" | sha256sum\n')
-        cluster.wait(lambda: (cluster.directory(number) / "worker/log").exists(), "the prolog")
+        cluster.wait(lambda: cluster.processes_of(number, "run"), "the prolog")
         time.sleep(4)
         assert cluster.said(number) == "", "it has not begun"
     finally:
@@ -270,11 +303,17 @@ def test_the_epilog_may_run_again_and_where_there_was_no_prolog(cluster):
         assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_a_prolog_that_is_killed_half_way_is_cleaned_up_after(cluster):
+def prolog_of(cluster, number):
     environment = {
-        "SLURM_JOB_ID": "888888", "SLURM_JOB_UID": "65534", "SLURM_JOB_PARTITION": "main", "PATH": os.environ["PATH"],
+        "SLURM_JOB_ID": str(number), "SLURM_JOB_UID": "65534", "SLURM_JOB_PARTITION": "main", "PATH": os.environ["PATH"],
     }
-    prolog = subprocess.Popen([str(cluster.scripts / "prolog.sh")], env=environment, stderr=subprocess.DEVNULL)
+    return subprocess.Popen(
+        [str(cluster.scripts / "prolog.sh")], env=environment, stderr=subprocess.PIPE, text=True
+    )
+
+
+def test_a_prolog_that_is_killed_half_way_is_cleaned_up_after(cluster):
+    prolog = prolog_of(cluster, 888888)
     cluster.wait(lambda: cluster.processes_of(888888, "mountd"), "the holder", 20)
     prolog.kill()
     prolog.wait(10)
@@ -295,6 +334,176 @@ def test_the_cache_of_a_node_stays_for_its_next_job(cluster):
         assert not (cluster.cache / "node.job").exists()
     finally:
         cluster.settings(WARPDRIVE_CACHE_OF="job")
+
+
+def test_a_prolog_that_fails_leaves_the_cache_of_the_node(cluster, origins):
+    kept = cluster.cache / "node/kept"
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    kept.write_text("of the job before")
+    cluster.settings(WARPDRIVE_CACHE_OF="node")
+    origins.act(ORIGIN, "stop")
+    try:
+        number = cluster.submit("echo must not run\n", "--no-requeue")
+        assert cluster.ended(number) == "FAILED", cluster.said(number) + cluster.logs()
+    finally:
+        origins.act(ORIGIN, "restart")
+        cluster.settings(WARPDRIVE_CACHE_OF="job")
+    assert kept.read_text() == "of the job before"
+    assert not (cluster.cache / "node.job").exists()
+
+
+def test_one_job_at_a_time_has_the_cache_of_the_node(cluster):
+    numbers = (888801, 888802)
+    cluster.settings(WARPDRIVE_CACHE_OF="node")
+    try:
+        # Both are between the choice and what follows at the same time.
+        with cluster.with_shell('install() { sleep 0.5; command install "$@"; }\n'):
+            prologs = [prolog_of(cluster, number) for number in numbers]
+            said = [prolog.communicate(timeout=60)[1] for prolog in prologs]
+        assert [prolog.returncode for prolog in prologs] == [0, 0], said
+        with_the_nodes = [
+            number for number in numbers
+            if f"cache.path={cluster.cache}/node".encode() in
+            Path(f"/proc/{cluster.processes_of(number, 'run')[0]}/cmdline").read_bytes().split(b"\0")
+        ]
+        assert len(with_the_nodes) == 1, with_the_nodes
+    finally:
+        cluster.settings(WARPDRIVE_CACHE_OF="job")
+        for number in numbers:
+            done = epilog(cluster, number)
+            assert done.returncode == 0, done.stderr
+
+
+def test_a_process_of_another_user_that_calls_itself_the_sidecar_is_left_alone(cluster):
+    number = 888803
+    folder = cluster.folder / "forged"
+    folder.mkdir()
+    for name in ("run", "mountd"):
+        (folder / name).write_text("trap '' TERM\nwhile :; do sleep 1; done\n")
+    others = ["setpriv", "--reuid=4711", "--regid=4711", "--clear-groups", "sh"]
+    mark = str(cluster.directory(number) / "holder/mount.sock")
+    forged = [
+        subprocess.Popen([*others, name, mark], cwd=folder, preexec_fn=harness.die_with_parent)
+        for name in ("run", "mountd")
+    ]
+    try:
+        for name in ("run", "mountd"):
+            cluster.wait(lambda: cluster.processes_of(number, name), name)
+        done = epilog(cluster, number)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert [process.poll() for process in forged] == [None, None], "not ours to end"
+    finally:
+        for process in forged:
+            process.kill()
+            process.wait(5)
+
+
+def test_root_follows_no_link_of_the_worker(cluster):
+    secret = cluster.folder / "secret"
+    secret.write_text("root's alone")
+    secret.chmod(0o600)
+    number = 888804
+    # The worker, taken over by somebody, changes its file just before root hands it on.
+    swap = f"ln -sf {secret} {cluster.directory(number)}/worker/credentials 2>/dev/null"
+    programs = "".join(f'{name}() {{ {swap}; command {name} "$@"; }}\n' for name in ("install", "umask"))
+    try:
+        with cluster.with_shell(programs):
+            prolog = prolog_of(cluster, number)
+            _, said = prolog.communicate(timeout=60)
+        assert prolog.returncode == 1 and "the key cannot be written" in said, said
+        assert not cluster.directory(number).exists()
+    finally:
+        assert epilog(cluster, number).returncode == 0
+
+
+def test_root_mounts_at_no_link_of_the_user(cluster):
+    number = 888805
+    elsewhere = cluster.folder / "elsewhere"
+    elsewhere.mkdir()
+    mount = cluster.directory(number) / "mount"
+    swap = f"rmdir {mount}/data && ln -s {elsewhere} {mount}/data"
+    as_the_user = f"setpriv --reuid=65534 --regid=65534 --clear-groups sh -c '{swap}' 2>/dev/null"
+    try:
+        # Another job of the user's is on the node, and waits for the moment before the mount.
+        with cluster.with_shell(f'setsid() {{ {as_the_user}; command setsid "$@"; }}\n'):
+            prolog = prolog_of(cluster, number)
+            _, said = prolog.communicate(timeout=60)
+        assert os.path.ismount(mount / "data") and not os.path.ismount(elsewhere), said
+        assert prolog.returncode == 0, said
+        assert mount.stat().st_uid == 65534, "the user reads it"
+    finally:
+        assert epilog(cluster, number).returncode == 0
+
+
+def test_the_logs_of_the_newest_jobs_stay_and_are_bounded(cluster):
+    cluster.settings(WARPDRIVE_LOGS=2)
+    try:
+        numbers = []
+        for _ in range(3):
+            numbers.append(cluster.submit("exit 3\n"))
+            assert cluster.ended(numbers[-1]) == "FAILED", cluster.logs()
+        assert not cluster.log(numbers[0]).exists()
+        for number in numbers[1:]:
+            assert "AWS_ENDPOINT_URL_S3" in cluster.log(number).read_text()
+    finally:
+        cluster.settings(WARPDRIVE_LOGS=32)
+
+
+def test_a_log_keeps_its_newest_part(cluster, tmp_path):
+    script = (slurm.SCRIPTS / "prolog.sh").read_text()
+    reader = script.partition("bash -c '")[2].partition("' log ")[0]
+    log = tmp_path / "1.log"
+    lines = b"".join(b"%015d\n" % number for number in range(13 << 16))  # 13 MiB
+    subprocess.run(["bash", "-c", reader, "log", str(log)], input=lines, check=True, timeout=60)
+    assert (tmp_path / "1.log.old").read_bytes() + log.read_bytes() == lines[8 << 20:]
+    # A disk that is full does not hold up who writes.
+    subprocess.run(["bash", "-c", reader, "log", "/dev/full"], input=lines, check=True, timeout=60, capture_output=True)
+
+
+def test_a_session_that_is_stopped_leaves_nothing(origins):
+    folder = Path(tempfile.mkdtemp(prefix="warpdrive-stopped-"))
+    folder.chmod(0o711)
+
+    def left():
+        """What processes there are, by id, and mounts, by mount point."""
+        mounts = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
+        found = {mount: "mount" for mount in mounts if str(folder) in mount}
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                words = (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
+                if any(str(folder) in word for word in words):
+                    found[int(process.name)] = words
+        return found
+
+    session = subprocess.Popen(
+        [sys.executable, "-m", "pytest", __file__, "-q", "-p", "no:cacheprovider",
+         "-k", "test_a_worker_that_is_killed_is_not_noticed_by_the_job"],
+        env={**os.environ, "TMPDIR": str(folder)}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        preexec_fn=harness.die_with_parent,
+    )
+    try:
+        deadline = time.monotonic() + 90
+        while not any("--supervise" in words for words in left().values()):
+            assert session.poll() is None and time.monotonic() < deadline, left()
+            time.sleep(0.1)
+        session.send_signal(signal.SIGTERM)
+        said, _ = session.communicate(timeout=60)
+        assert "KeyboardInterrupt" in said, said
+        # What was told to end may take a moment.
+        deadline = time.monotonic() + 10
+        while left() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert left() == {}
+    finally:
+        session.kill()
+        session.wait(10)
+        for found in left():
+            if isinstance(found, int):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(found, signal.SIGKILL)
+            else:
+                subprocess.run(["umount", "-l", found], check=False, timeout=20)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.mark.parametrize("script", sorted(path.name for path in slurm.SCRIPTS.glob("*.sh")))
