@@ -341,15 +341,24 @@ impl Start<'_> {
         }));
 
         let end = wait(&mut fronts, signals).await;
-
         readiness.set(false);
+        self.end(fronts, end, key_file).await
+    }
+
+    /// Ends what listens, and says what it leaves unfinished.
+    async fn end(
+        &self,
+        fronts: Fronts,
+        end: End,
+        key_file: Option<credentials::KeyFile>,
+    ) -> Result<(), Stop> {
         if let Some(mount) = &fronts.mount {
             mount.refuse_mutations();
         }
-        notify(link, NotifyState::Stopping);
+        notify(self.options.supervisor.as_ref(), NotifyState::Stopping);
         let limit = match end {
-            End::Stop => settings.drain_timeout,
-            End::Leave => settings.drain_timeout.min(LEAVE_GRACE),
+            End::Stop => self.settings.drain_timeout,
+            End::Leave => self.settings.drain_timeout.min(LEAVE_GRACE),
         };
         let _ = self.drained_by.set(tokio::time::Instant::now() + limit + 2 * STEP);
         let state = fronts.mount.as_ref().and_then(Mounted::own_state);

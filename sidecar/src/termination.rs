@@ -89,7 +89,7 @@ fn message<T: AsRef<str>>(lines: &[T]) -> String {
             }
         }
         let unsaid = lines.len() - text.lines().count();
-        text.push_str(&format!("and {unsaid} more\n"));
+        text.extend(["and ", &unsaid.to_string(), " more\n"]);
         break;
     }
     text
