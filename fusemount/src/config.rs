@@ -96,6 +96,9 @@ pub struct HolderConfig {
     pub loops: usize,
     /// Users that may be workers, besides the one of this process and root.
     pub uids: Vec<u32>,
+    /// True when the user of this process and root may not be workers either, unless they are among
+    /// `uids`; they may ask how it is.
+    pub only_uids: bool,
     /// How long requests wait for a worker; then they fail with EIO until there is one.
     pub patience: Duration,
     /// How long programs may go on using the mount after SIGTERM.
@@ -117,6 +120,7 @@ impl HolderConfig {
             // As many as a worker takes by default.
             loops: cores.clamp(2, 8),
             uids: Vec::new(),
+            only_uids: false,
             // Half of the time after which the kernel reports a hung task.
             patience: Duration::from_mins(1),
             grace: Duration::from_secs(5),

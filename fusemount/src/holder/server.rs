@@ -34,6 +34,9 @@ const LEAVE_WITHIN: Duration = Duration::from_secs(5);
 /// How often a busy mount is tried again.
 const RETRY_EVERY: Duration = Duration::from_millis(50);
 
+/// What a process of another user is told.
+const NO_WORKER: &str = "this user may not be a worker of this mount holder";
+
 /// What a peer is to the holder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Role {
@@ -56,6 +59,8 @@ struct Peer {
     pid: u32,
     /// None where the kernel does not say, or the process has ended: nobody is killed then.
     process: Option<OwnedFd>,
+    /// False for one that may only ask how the holder is.
+    may_work: bool,
     role: Role,
     /// When it got its role.
     since: Instant,
@@ -199,11 +204,12 @@ impl Holder {
         let (pid, uid) = system::peer(socket.as_fd())?;
         let process = system::peer_process(socket.as_fd()).ok();
         let since = Instant::now();
-        let peer = Peer { socket, pid, process, role: Role::Stranger, since };
-        if ![0, geteuid().as_raw()].contains(&uid) && !self.config.uids.contains(&uid) {
+        let may_ask = [0, geteuid().as_raw()].contains(&uid);
+        let may_work = self.config.uids.contains(&uid) || (may_ask && !self.config.only_uids);
+        let peer = Peer { socket, pid, process, may_work, role: Role::Stranger, since };
+        if !may_ask && !may_work {
             say(format_args!("refused process {pid} of user {uid}"));
-            let why = "this user may not be a worker of this mount holder";
-            return peer.refuse(0, &Errno::ACCESS.into(), why);
+            return peer.refuse(0, &Errno::ACCESS.into(), NO_WORKER);
         }
         if self.peers.len() >= MAX_PEERS {
             // The latest are at the end.
@@ -237,6 +243,10 @@ impl Holder {
                     small,
                     ..Message::with(Kind::Pong, self.target.as_os_str().as_bytes())
                 })
+            }
+            (Kind::Attach, _) if !peer.may_work => {
+                say(format_args!("refused process {}: its user may not be the worker", peer.pid));
+                return peer.refuse(number, &Errno::ACCESS.into(), NO_WORKER).map(|()| false);
             }
             (Kind::Attach, _) => return self.attach(index, number, message.flag).map(|()| false),
             (Kind::Ready, Some(connection)) if peer.role == Role::Attached => {

@@ -21,7 +21,8 @@ What it needs: root, or CAP_SYS_ADMIN, and /dev/fuse; in a container, `privilege
 of that: it gets the open device over the socket, and this process registers the files that the kernel
 reads by itself (passthrough; that takes CAP_SYS_ADMIN in the initial user namespace).
 
-Who may be the worker: the user of this process, root, and each --allow-uid. The kernel says who asks.
+Who may be the worker: the user of this process, root, and each --allow-uid; with --only-allowed the
+latter alone. The kernel says who asks.
 
 Examples:
   warpdrive mountd --mount-point /data --socket /run/warpdrive/mount.sock --allow-uid 65534 &
@@ -47,6 +48,10 @@ pub(super) struct MountdArgs {
     /// than once.
     #[arg(long, value_name = "N")]
     allow_uid: Vec<u32>,
+    /// Let nobody be the worker but --allow-uid: root and the user of this process may only ask how
+    /// the holder is.
+    #[arg(long, requires = "allow_uid")]
+    only_allowed: bool,
     /// How long readers wait when there is no worker; then they get EIO until there is one.
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = duration)]
     patience: Duration,
@@ -57,6 +62,10 @@ pub(super) struct MountdArgs {
     /// What the kernel reads ahead of a sequential reader; 0 leaves its own 128KiB.
     #[arg(long, value_name = "SIZE", default_value = "1MiB", value_parser = size)]
     read_ahead: config::ByteSize,
+    /// Run the holder as a child, and take its mount away when it is killed; the first process of a
+    /// container does that in any case. For pods with `shareProcessNamespace`, where it is not the first.
+    #[arg(long)]
+    guard: bool,
     /// Detach a dead mount of any kind at the mount point; one of ours is detached in any case.
     #[arg(long)]
     force: bool,
@@ -66,10 +75,10 @@ pub(super) fn mountd(args: MountdArgs) -> Result<(), Stop> {
     let whole = |path: PathBuf| {
         std::path::absolute(&path).map_err(|e| Stop::Unusable(format!("{}: {e}", path.display())))
     };
-    if crate::supervise::is_first_process() {
-        // The same arguments: what starts there is not the first process any more.
+    if args.guard || crate::supervise::is_first_process() {
+        // The same arguments but this one: what starts there is not the first process any more.
         let mut holder = Command::new("/proc/self/exe");
-        holder.args(std::env::args_os().skip(1));
+        holder.args(std::env::args_os().skip(1).filter(|argument| argument != "--guard"));
         let point = whole(args.mount_point)?;
         return fusemount::guard(&point, holder).map_err(|error| Stop::Failed(error.to_string()));
     }
@@ -77,6 +86,7 @@ pub(super) fn mountd(args: MountdArgs) -> Result<(), Stop> {
         allow_other: args.allow_other,
         read_ahead_kib: u32::try_from(args.read_ahead.0.div_ceil(1024)).unwrap_or(u32::MAX),
         uids: args.allow_uid,
+        only_uids: args.only_allowed,
         patience: args.patience,
         grace: args.grace,
         force: args.force,
