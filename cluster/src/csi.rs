@@ -7,6 +7,7 @@
 
 mod authority;
 mod cgroup;
+mod health;
 mod holder;
 mod metrics;
 mod mounts;
@@ -65,7 +66,8 @@ pub async fn serve_csi(
 ) -> Result<(), String> {
     let folder = |error| format!("`{}`: {error}", config.plugin_dir.display());
     std::fs::create_dir_all(&config.plugin_dir).map_err(folder)?;
-    let Some(_lock) = sockets::lock(&config.plugin_dir.join("lock"), &stop).await.map_err(folder)?
+    let Some(_lock) =
+        sockets::lock(&config.plugin_dir.join("lock"), &stop).await.map_err(folder)?
     else {
         return Ok(());
     };
@@ -75,6 +77,7 @@ pub async fn serve_csi(
     let starter = holder::Starter {
         program: config.program,
         patience: config.patience,
+        allow_root: config.allow_root_worker,
         ask: config.ask,
     };
     let (kubelet_dir, plugin_dir) = (config.kubelet_dir.clone(), config.plugin_dir.clone());
@@ -94,11 +97,8 @@ pub async fn serve_csi(
     // One that cannot go on ends the others.
     let all = stop.child_token();
     let side = |side| Rpc { facts: Arc::clone(&facts), side };
-    let driver = sockets::serve(
-        config.plugin_dir.join("csi.sock"),
-        side(Side::Driver),
-        all.clone(),
-    );
+    let driver =
+        sockets::serve(config.plugin_dir.join("csi.sock"), side(Side::Driver), all.clone());
     let registration = sockets::serve(
         plugins.join(format!("{CSI_DRIVER}-reg.sock")),
         side(Side::Registration),

@@ -25,7 +25,7 @@ use crate::run::MountView;
 use crate::warm::Jobs;
 
 pub(crate) use free::Free;
-pub(crate) use server::{Listener, serve, serve_metrics};
+pub(crate) use server::{Listener, serve, serve_metrics, serve_metrics_and};
 pub(crate) use standing::Standing;
 
 const STARTING: u8 = 0;

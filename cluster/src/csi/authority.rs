@@ -62,10 +62,7 @@ pub(super) fn accept(stream: UnixStream) -> DuplexStream {
 }
 
 /// Copies what a client says, frame by frame.
-async fn pass(
-    mut from: impl AsyncRead + Unpin,
-    mut to: impl AsyncWrite + Unpin,
-) -> io::Result<()> {
+async fn pass(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin) -> io::Result<()> {
     let mut preface = [0; PREFACE.len()];
     from.read_exact(&mut preface).await?;
     if preface != *PREFACE {

@@ -10,9 +10,9 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal};
 
-use super::holder::reap;
+use super::holder::{reap, signal_if};
 use super::mounts;
 
 /// The group that has those of all holders.
@@ -91,13 +91,21 @@ impl Hierarchies {
     pub(super) fn kill(&self, uid: &str) {
         let until = Instant::now() + DIES_WITHIN;
         loop {
-            let inside: Vec<Pid> =
-                self.roots.iter().flat_map(|root| self.inside(root, uid)).collect();
+            let of_root = |root: &PathBuf| {
+                let inside = self.inside(root, uid);
+                let root = root.clone();
+                inside.into_iter().map(move |pid| (root.clone(), pid))
+            };
+            let inside: Vec<(PathBuf, Pid)> = self.roots.iter().flat_map(of_root).collect();
             if inside.is_empty() || Instant::now() >= until {
                 return;
             }
-            for pid in inside {
-                let _ = kill_process(pid, Signal::KILL);
+            for (root, pid) in inside {
+                // All at once with cgroup v2.
+                if std::fs::write(self.group(&root, uid).join("cgroup.kill"), "1").is_err() {
+                    // Its number may be another's by now, who is not in here.
+                    signal_if(pid, Signal::KILL, || self.inside(&root, uid).contains(&pid));
+                }
                 // In case it is a child.
                 reap(pid.as_raw_nonzero().get().unsigned_abs());
             }

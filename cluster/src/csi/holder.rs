@@ -14,7 +14,8 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{
-    Pid, PidfdFlags, Signal, WaitOptions, pidfd_open, pidfd_send_signal, setsid, waitpid,
+    Pid, PidfdFlags, Resource, Rlimit, Signal, WaitOptions, pidfd_open, pidfd_send_signal,
+    setrlimit, setsid, waitpid,
 };
 use rustix::thread::{
     CapabilitySet, UnshareFlags, remove_capability_from_bounding_set, set_no_new_privs,
@@ -68,12 +69,17 @@ const SAID_BYTES: u64 = 600;
 /// A log that has grown beyond this begins again: whoever may connect can make a holder say things.
 const LOG_BYTES: u64 = 256 << 10;
 
+/// A log ends here while no node service runs; a holder writes no other file.
+const MAX_LOG_BYTES: u64 = 4 * LOG_BYTES;
+
 /// How holders are started.
 #[derive(Debug, Clone)]
 pub(super) struct Starter {
     /// The program with the command `mountd`.
     pub(super) program: PathBuf,
     pub(super) patience: Duration,
+    /// Whether root may be the worker of any pod.
+    pub(super) allow_root: bool,
     pub(super) ask: AskHolder,
 }
 
@@ -99,6 +105,7 @@ impl Starter {
             .args(["--allow-uid", &worker.to_string()])
             .args(["--patience", &format!("{}ms", self.patience.as_millis())])
             .args(["--grace", GRACE])
+            .args((!self.allow_root).then_some("--only-allowed"))
             .env_clear()
             .current_dir("/")
             .stdin(Stdio::null())
@@ -119,6 +126,7 @@ impl Starter {
                     let _ = remove_capability_from_bounding_set(other);
                 }
                 set_no_new_privs(true)?;
+                limit_files(MAX_LOG_BYTES)?;
                 Ok(())
             });
         }
@@ -162,6 +170,14 @@ impl Starter {
     }
 }
 
+/// The user that a holder was told to take as its worker.
+pub(super) fn worker_of(holder: Process) -> Option<u32> {
+    let command = std::fs::read(format!("/proc/{}/cmdline", holder.pid)).ok()?;
+    let mut words = command.split(|byte| *byte == 0);
+    words.find(|word| *word == b"--allow-uid")?;
+    std::str::from_utf8(words.next()?).ok()?.parse().ok()
+}
+
 /// Ends a holder, gently first. True when it is gone.
 pub(super) fn end(holder: Process) -> bool {
     end_within(holder, ENDS_WITHIN)
@@ -177,11 +193,23 @@ fn end_within(holder: Process, limit: Duration) -> bool {
     is_gone_within(holder, DIES_WITHIN)
 }
 
+/// Lets this process, and what it becomes, write no file beyond a length; more fails with EFBIG.
+fn limit_files(bytes: u64) -> io::Result<()> {
+    // SAFETY: ignoring a signal runs nothing. It would end the process, which is to go on.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+    Ok(setrlimit(Resource::Fsize, Rlimit { current: Some(bytes), maximum: Some(bytes) })?)
+}
+
 fn signal(holder: Process, signal: Signal) {
     let Some(pid) = i32::try_from(holder.pid).ok().and_then(Pid::from_raw) else { return };
+    signal_if(pid, signal, || holder.is_alive());
+}
+
+/// Signals a process if it is still the one that is meant.
+pub(super) fn signal_if(pid: Pid, signal: Signal, is_meant: impl FnOnce() -> bool) {
     let Ok(process) = pidfd_open(pid, PidfdFlags::empty()) else { return };
     // The descriptor is of whoever has the number now; from here on it cannot change.
-    if holder.is_alive() {
+    if is_meant() {
         let _ = pidfd_send_signal(process, signal);
     }
 }
@@ -252,6 +280,21 @@ mod tests {
     }
 
     #[test]
+    fn who_says_too_much_goes_on_and_its_log_ends() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("log");
+        let mut command = Command::new("/bin/sh");
+        command
+            .args(["-c", "for i in $(seq 100); do echo 0123456789 >&2; done 2>>$0; exit 7"])
+            .arg(&log)
+            .stderr(Stdio::null());
+        // SAFETY: system calls only; nothing is allocated.
+        unsafe { command.pre_exec(|| limit_files(300)) };
+        assert_eq!(command.status().unwrap().code(), Some(7));
+        assert_eq!(std::fs::metadata(&log).unwrap().len(), 300);
+    }
+
+    #[test]
     fn a_process_is_ended_gently_or_not() {
         for deaf in ["", "trap '' TERM; "] {
             let script = format!("{deaf}echo ready; while :; do sleep 0.05; done");
@@ -268,6 +311,8 @@ mod tests {
             let limit = Duration::from_millis(if deaf.is_empty() { 10_000 } else { 100 });
             assert!(end_within(process, limit));
             assert!(!process.is_alive());
+            // It has been, by its number.
+            let _ = child.wait();
         }
     }
 }

@@ -4,9 +4,12 @@
 
 use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 
-/// What the node service counts.
+use super::health::Health;
+
+/// What the node service counts, and how it is.
 #[derive(Debug, Clone)]
 pub struct CsiMetrics {
+    pub(super) health: Health,
     pub(super) holders: IntGauge,
     pub(super) registered: IntGauge,
     calls: IntCounterVec,
@@ -69,6 +72,7 @@ impl CsiMetrics {
         )?;
         registry.register(Box::new(calls.clone()))?;
         let metrics = Self {
+            health: Health::default(),
             holders: gauge("warpdrive_csi_holders", "Mount holders that run")?,
             registered: gauge("warpdrive_csi_registered", "1 when kubelet has taken the driver")?,
             calls,
@@ -88,6 +92,17 @@ impl CsiMetrics {
             }
         }
         Ok(metrics)
+    }
+
+    /// Whether it has the folder's lock, is registered with kubelet and looks after mounts. An error
+    /// says in a sentence what is missing.
+    pub fn ready(&self) -> Result<(), &'static str> {
+        self.health.ready(self.registered.get() != 0)
+    }
+
+    /// Whether starting it again would not help. An error says in a sentence what is wrong.
+    pub fn live(&self) -> Result<(), &'static str> {
+        self.health.live()
     }
 
     pub(super) fn count(&self, call: Call, outcome: Outcome) {

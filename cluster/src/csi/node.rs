@@ -4,7 +4,7 @@
 //! record before it is begun. Nothing here looks into a mount, deletes a tree, or removes a file but
 //! its own. A call that fails may be made again, and one that was done is done again.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ use super::cgroup::Hierarchies;
 use super::holder::{self, Starter};
 use super::metrics::CsiMetrics;
 use super::mounts::{self, Entry};
-use super::record::{Mount, Record};
+use super::record::{Mount, Process, Record};
 use super::request::{Publish, Role, Target, is_uid};
 use crate::names::HOLDER_SOCKET;
 
@@ -81,6 +81,9 @@ pub(super) struct Node {
     starter: Starter,
     hierarchies: Hierarchies,
     pub(super) metrics: CsiMetrics,
+    /// Pods of records that can neither be read nor made anew; what they have is left alone for as
+    /// long as kubelet has the pod.
+    unreadable: HashSet<String>,
     /// At most [`MAX_PODS`].
     pods: Mutex<HashMap<String, Arc<Mutex<Pod>>>>,
 }
@@ -95,13 +98,30 @@ impl Node {
         metrics: CsiMetrics,
     ) -> io::Result<Self> {
         let folders = Folders::make(plugin_dir)?;
-        let records = Record::read_all(&folders.records)?;
-        let node =
-            Self { kubelet_dir, folders, starter, hierarchies, metrics, pods: Mutex::default() };
+        let (mut records, lost) = Record::read_all(&folders.records)?;
+        let (unreadable, pods) = (HashSet::new(), Mutex::default());
+        let mut node =
+            Self { kubelet_dir, folders, starter, hierarchies, metrics, unreadable, pods };
+        for uid in lost {
+            match node.found_again(&uid) {
+                Some(record) => {
+                    record.write(&node.folders.records)?;
+                    tracing::info!(uid, "the record of a pod was made anew from its holder");
+                    records.push(record);
+                }
+                None => drop(node.unreadable.insert(uid)),
+            }
+        }
         let count = records.len();
         let mut holders = 0;
         for mut record in records {
             node.find_holder(&mut record);
+            for target in record.targets() {
+                if !node.is_target_of(target, &record.uid) {
+                    let (path, pod) = (target.display(), &record.pod);
+                    tracing::warn!(%path, pod, "a volume that is not in --kubelet-dir; left as it is");
+                }
+            }
             holders += usize::from(record.mount.as_ref().is_some_and(has_holder));
             let uid = record.uid.clone();
             node.pods.lock().insert(uid, Arc::new(Mutex::new(Pod::of(record))));
@@ -109,6 +129,29 @@ impl Node {
         tracing::info!(pods = count, holders, "found what is published on this node");
         node.count_holders();
         Ok(node)
+    }
+
+    /// What the holder and the mount table tell of a pod whose record cannot be read.
+    fn found_again(&self, uid: &str) -> Option<Record> {
+        let answer = (self.starter.ask)(&self.folders.socket(uid))?;
+        if !self.is_target_of(&answer.mount_point, uid) {
+            return None;
+        }
+        let holder = Process::find(answer.pid?)?;
+        let worker = holder::worker_of(holder)?;
+        let mut record = Record::new(uid.to_owned(), format!("with uid {uid}"));
+        record.mount = Some(Mount { target: answer.mount_point, worker, holder: Some(holder) });
+        let is_socket =
+            |entry: &Entry| is_folder_of(entry, uid) && self.is_target_of(&entry.target, uid);
+        let shown = mounts::table().ok()?.into_iter().find(is_socket);
+        record.socket = shown.map(|entry| entry.target);
+        Some(record)
+    }
+
+    /// Whether a path is where this node's kubelet has a volume of a pod.
+    pub(super) fn is_target_of(&self, path: &Path, uid: &str) -> bool {
+        let target = path.to_str().and_then(|path| Target::parse(path, &self.kubelet_dir).ok());
+        target.is_some_and(|target| target.uid == uid)
     }
 
     /// Looks whether the recorded holder is the one that answers for the mount.
@@ -366,7 +409,15 @@ impl Node {
         let logs = logs.iter().filter_map(|name| name.strip_suffix(".log")).map(str::to_owned);
         let mut uids: Vec<_> = names(&self.folders.pods).into_iter().chain(logs).collect();
         uids.extend(self.hierarchies.uids());
+        uids.extend(self.unreadable.iter().cloned());
         for uid in uids.iter().filter(|uid| is_uid(uid)) {
+            if self.unreadable.contains(uid) {
+                let pod = self.kubelet_dir.join("pods").join(uid);
+                if !matches!(pod.try_exists(), Ok(false)) {
+                    continue;
+                }
+                let _ = Record::remove(&self.folders.records, uid);
+            }
             // Held, so that none begins meanwhile.
             let pods = self.pods.lock();
             if !pods.contains_key(uid) {
@@ -405,7 +456,7 @@ fn again() -> Status {
 }
 
 pub(super) fn has_holder(mount: &Mount) -> bool {
-    mount.holder.is_some_and(super::record::Process::is_alive)
+    mount.holder.is_some_and(Process::is_alive)
 }
 
 /// What the kernel appends to the name of a folder that was removed.

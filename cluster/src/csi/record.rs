@@ -69,6 +69,11 @@ impl Record {
         Self { uid, pod, boot: boot(), mount: None, socket: None }
     }
 
+    /// Where the pod's volumes are.
+    pub(super) fn targets(&self) -> impl Iterator<Item = &PathBuf> {
+        self.mount.iter().map(|mount| &mount.target).chain(&self.socket)
+    }
+
     /// Whether nothing is left of the pod.
     pub(super) fn is_empty(&self) -> bool {
         self.mount.is_none() && self.socket.is_none()
@@ -89,11 +94,11 @@ impl Record {
         }
     }
 
-    /// All that was written into a directory. What cannot be read is named and left out: its mounts
-    /// are found in the mount table when kubelet asks to unpublish them.
-    pub(super) fn read_all(dir: &Path) -> io::Result<Vec<Self>> {
+    /// All that was written into a directory. What cannot be read is named and left out; the second
+    /// list has the pods of such records. Another release of this service may have written them.
+    pub(super) fn read_all(dir: &Path) -> io::Result<(Vec<Self>, Vec<String>)> {
         let boot = boot();
-        let mut found = Vec::new();
+        let (mut found, mut unreadable) = (Vec::new(), Vec::new());
         for entry in std::fs::read_dir(dir)? {
             let path = entry?.path();
             if path.extension().is_none_or(|extension| extension != "json") {
@@ -106,14 +111,16 @@ impl Record {
                     found.push(record.in_boot(&boot));
                 }
                 Ok(_) => {
-                    tracing::warn!(path = %path.display(), "a record of another pod; left out")
+                    tracing::warn!(path = %path.display(), "a record of another pod; left out");
                 }
                 Err(error) => {
                     tracing::warn!(path = %path.display(), %error, "a record that cannot be read");
+                    let uid = path.file_stem().and_then(|stem| stem.to_str());
+                    unreadable.extend(uid.filter(|uid| is_uid(uid)).map(str::to_owned));
                 }
             }
         }
-        Ok(found)
+        Ok((found, unreadable))
     }
 
     /// Forgets processes of an earlier boot.
@@ -158,12 +165,13 @@ mod tests {
         std::fs::write(dir.path().join("three.json"), "{").unwrap();
         std::fs::write(dir.path().join("four.json"), serde_json::to_vec(&one).unwrap()).unwrap();
         std::fs::write(dir.path().join("two.new"), "").unwrap();
-        let mut found = Record::read_all(dir.path()).unwrap();
+        let (mut found, unreadable) = Record::read_all(dir.path()).unwrap();
+        assert_eq!(unreadable, ["three"]);
         found.sort_by(|a, b| a.uid.cmp(&b.uid));
         assert_eq!(found, [one, two]);
         Record::remove(dir.path(), "one").unwrap();
         Record::remove(dir.path(), "one").unwrap();
-        assert_eq!(Record::read_all(dir.path()).unwrap().len(), 1);
+        assert_eq!(Record::read_all(dir.path()).unwrap().0.len(), 1);
     }
 
     #[test]

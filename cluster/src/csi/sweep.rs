@@ -5,7 +5,7 @@
 //! touched, whoever serves them.
 
 use std::collections::{HashMap, HashSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
@@ -20,9 +20,12 @@ use super::request::is_uid;
 /// How long a file system has to answer before it counts as alive.
 const LOOK: Duration = Duration::from_millis(500);
 
-/// Mounts that are looked at at once; each that does not answer keeps a thread until it does, and a
-/// mount without a worker does so for its holder's patience.
+/// Connections that are looked at at once; each that does not answer keeps a thread until it does, and
+/// a mount without a worker does so for its holder's patience.
 const MAX_LOOKS: usize = 128;
+
+/// How many of them may be of one pod: what does not answer costs its own pod's turn.
+const MAX_LOOKS_OF_POD: usize = 8;
 
 /// How long a mount stays dead before it is detached: its `mountd` may be starting, and clears it
 /// itself.
@@ -32,13 +35,15 @@ const DEAD_FOR: Duration = Duration::from_secs(4);
 /// starts of a container is at most five minutes.
 const DEAD_FOR_UNSEEN: Duration = Duration::from_secs(330);
 
+/// Connections (`major:minor`) whose look has not come back, with the pod; at most [`MAX_LOOKS`].
+type Looking = HashMap<String, String>;
+
 /// What was seen of dead mounts.
 #[derive(Debug, Default)]
 pub(super) struct Sweeper {
     /// Since when; of mounts that are there still.
     dead: HashMap<u64, Instant>,
-    /// Mounts whose look has not come back, at most [`MAX_LOOKS`].
-    looking: Arc<Mutex<HashSet<u64>>>,
+    looking: Arc<Mutex<Looking>>,
 }
 
 impl Sweeper {
@@ -49,7 +54,12 @@ impl Sweeper {
             entry.is_own() && entry.target.starts_with(pods) && !except(&entry.target)
         };
         let own: Vec<_> = table.into_iter().filter(is_candidate).collect();
-        let dead: Vec<_> = own.into_iter().filter(|entry| self.is_dead(entry)).collect();
+        let looks = own.iter().filter_map(|entry| {
+            let uid = uid_of(&entry.target, pods)?.to_owned();
+            Some(Look { device: entry.device.clone(), uid, target: entry.target.clone() })
+        });
+        let gone = self.gone(looks.collect(), is_gone);
+        let dead: Vec<_> = own.into_iter().filter(|entry| gone.contains(&entry.device)).collect();
         let now = Instant::now();
         self.dead.retain(|id, _| dead.iter().any(|entry| entry.id == *id));
         let mut swept = 0;
@@ -81,31 +91,88 @@ impl Sweeper {
         swept
     }
 
-    /// Whether the connection behind a mount is gone. The kernel says so at once; a file system that
-    /// does not answer in time is alive.
-    fn is_dead(&self, entry: &Entry) -> bool {
-        let id = entry.id;
+    /// The connections that are gone, of those that answer in time by `ask`. All are asked together,
+    /// each once.
+    fn gone(&self, mut looks: Vec<Look>, ask: fn(&Path) -> bool) -> HashSet<String> {
+        looks.sort_by(|one, other| one.device.cmp(&other.device));
+        looks.dedup_by(|one, other| one.device == other.device);
+        let until = Instant::now() + LOOK;
+        let (answer, answers) = mpsc::channel();
+        let (mut gone, mut awaited) = (HashSet::new(), 0_usize);
+        loop {
+            // What comes back makes room for others of the same pod.
+            looks.retain(|look| match self.begin(look, ask, &answer) {
+                Begun::Now => {
+                    awaited += 1;
+                    false
+                }
+                Begun::Before => false,
+                Begun::NoRoom => true,
+            });
+            if awaited == 0 {
+                return gone;
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            match answers.recv_timeout(left) {
+                Ok((device, true)) => drop(gone.insert(device)),
+                Ok((_, false)) => {}
+                Err(_) => return gone,
+            }
+            awaited -= 1;
+        }
+    }
+
+    fn begin(&self, look: &Look, ask: fn(&Path) -> bool, answer: &Answer) -> Begun {
+        let Look { device, uid, target } = look.clone();
         {
             let mut looking = self.looking.lock();
-            if looking.len() >= MAX_LOOKS || !looking.insert(id) {
-                return false;
+            if looking.contains_key(&device) {
+                return Begun::Before;
             }
+            let of_pod = looking.values().filter(|other| **other == uid).count();
+            if looking.len() >= MAX_LOOKS || of_pod >= MAX_LOOKS_OF_POD {
+                return Begun::NoRoom;
+            }
+            looking.insert(device.clone(), uid);
         }
-        let (target, looking) = (entry.target.clone(), Arc::clone(&self.looking));
-        let (answer, answered) = mpsc::channel();
-        let look = move || {
-            // `stat` would be answered from what the kernel remembers; this is asked anew.
-            let dead = matches!(rustix::fs::statvfs(&target), Err(Errno::NOTCONN));
-            looking.lock().remove(&id);
+        let (looking, answer) = (Arc::clone(&self.looking), answer.clone());
+        let thread = std::thread::Builder::new().name("look".into()).spawn(move || {
+            let dead = ask(&target);
+            looking.lock().remove(&device);
             // The receiver may have given up.
-            let _ = answer.send(dead);
-        };
-        if std::thread::Builder::new().name("look".into()).spawn(look).is_err() {
-            self.looking.lock().remove(&id);
-            return false;
+            let _ = answer.send((device, dead));
+        });
+        if thread.is_err() {
+            self.looking.lock().remove(&look.device);
+            return Begun::NoRoom;
         }
-        answered.recv_timeout(LOOK).unwrap_or(false)
+        Begun::Now
     }
+}
+
+/// A connection that is to be looked at, at one of its mounts.
+#[derive(Debug, Clone)]
+struct Look {
+    device: String,
+    uid: String,
+    target: PathBuf,
+}
+
+/// Whether a look was begun.
+enum Begun {
+    Now,
+    /// An earlier one has not come back.
+    Before,
+    NoRoom,
+}
+
+type Answer = mpsc::Sender<(String, bool)>;
+
+/// Whether the connection behind a mount is gone. The kernel says so at once; a file system that does
+/// not answer in time is alive.
+fn is_gone(target: &Path) -> bool {
+    // `stat` would be answered from what the kernel remembers; this is asked anew.
+    matches!(rustix::fs::statvfs(target), Err(Errno::NOTCONN))
 }
 
 /// The pod that a path below the directory of pods belongs to.
@@ -132,5 +199,40 @@ mod tests {
     fn nothing_is_swept_where_nothing_is_mounted() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(Sweeper::default().sweep(dir.path(), |_| false), 0);
+    }
+
+    /// Stands for what hangs, is gone, or answers, by the end of its path.
+    fn ask(target: &Path) -> bool {
+        if target.ends_with("hangs") {
+            std::thread::sleep(Duration::from_secs(5));
+        }
+        target.ends_with("gone")
+    }
+
+    #[test]
+    fn one_pods_mounts_that_hang_hide_nobody_elses() {
+        let look = |device: String, uid: &str, target: &str| Look {
+            device,
+            uid: uid.to_owned(),
+            target: target.into(),
+        };
+        let mut looks = Vec::new();
+        for number in 0..2 * MAX_LOOKS {
+            let device = format!("1:{number}");
+            looks.extend((0..4).map(|_| look(device.clone(), "greedy", "/p/hangs")));
+        }
+        // More than a share, all of which answer.
+        let many = 3 * MAX_LOOKS_OF_POD;
+        looks.extend((0..many).map(|number| look(format!("2:{number}"), "other", "/p/gone")));
+        looks.push(look("3:1".to_owned(), "third", "/p/alive"));
+        let sweeper = Sweeper::default();
+        let begun = Instant::now();
+        for _ in 0..2 {
+            let gone = sweeper.gone(looks.clone(), ask);
+            assert_eq!(gone.len(), many);
+            assert!(gone.iter().all(|device| device.starts_with("2:")), "{gone:?}");
+        }
+        assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
+        assert_eq!(sweeper.looking.lock().len(), MAX_LOOKS_OF_POD);
     }
 }

@@ -51,10 +51,12 @@ impl Watch {
         let swept = self.sweeper.sweep(&pods, is_known);
         self.node.metrics.swept.inc_by(swept as u64);
         self.node.count_holders();
+        self.node.metrics.health.beat();
     }
 
     /// Tells once that a holder has died, and starts another one while kubelet has the volume.
     fn look_at(&self, pod: &mut Pod) {
+        self.node.metrics.health.beat();
         let Some(mount) = &pod.record.mount else { return };
         let log = self.node.log_of(&pod.record.uid);
         if has_holder(mount) {
@@ -95,18 +97,18 @@ impl Watch {
 
     /// Unpublishes what kubelet does not have any more.
     fn reconcile(&self, pod: &mut Pod) {
-        let record = &pod.record;
-        let targets =
-            [record.mount.as_ref().map(|mount| mount.target.clone()), record.socket.clone()];
-        for target in targets.into_iter().flatten() {
-            if is_kept(&target) {
+        self.node.metrics.health.beat();
+        let targets: Vec<_> = pod.record.targets().cloned().collect();
+        for target in targets {
+            // Elsewhere nothing says what kubelet has: the service was told of another directory.
+            if is_kept(&target) || !self.node.is_target_of(&target, &pod.record.uid) {
                 continue;
             }
             let path = target.display();
             match self.node.take(pod, &target) {
                 Ok(()) => tracing::info!(%path, "unpublished what kubelet does not have any more"),
                 Err(error) => {
-                    tracing::warn!(%path, %error, "a volume of no pod cannot be unpublished")
+                    tracing::warn!(%path, %error, "a volume of no pod cannot be unpublished");
                 }
             }
         }

@@ -67,6 +67,15 @@ pub(super) fn metrics_only(registry: &Registry, request: &Request<Incoming>) -> 
     }
 }
 
+/// Answers a probe that comes to the metrics listener.
+pub(super) fn health_only(known: Result<(), &'static str>, request: &Request<Incoming>) -> Answer {
+    match (request.method(), known) {
+        (&Method::GET | &Method::HEAD, Ok(())) => text(StatusCode::OK, "ok\n"),
+        (&Method::GET | &Method::HEAD, Err(why)) => text(StatusCode::SERVICE_UNAVAILABLE, why),
+        _ => text(StatusCode::METHOD_NOT_ALLOWED, "method not allowed\n"),
+    }
+}
+
 fn host_is_ours(request: &Request<Incoming>, port: u16) -> bool {
     let host = request.headers().get(HOST).and_then(|value| value.to_str().ok());
     let host = host.or_else(|| request.uri().authority().map(hyper::http::uri::Authority::as_str));

@@ -127,6 +127,18 @@ pub(crate) async fn serve(listener: Listener, admin: Arc<Admin>, stop: Stop) {
 
 /// Answers `/metrics` and nothing else, to everyone, until `stop` is cancelled.
 pub(crate) async fn serve_metrics(listener: TcpListener, registry: Registry, stop: Stop) {
+    serve_metrics_and(listener, registry, |_| None, stop).await;
+}
+
+/// Answers `/metrics` and the paths that `health` knows, to everyone, until `stop` is cancelled.
+pub(crate) async fn serve_metrics_and<H>(
+    listener: TcpListener,
+    registry: Registry,
+    health: H,
+    stop: Stop,
+) where
+    H: Fn(&str) -> Option<Result<(), &'static str>> + Clone + Send + Sync + 'static,
+{
     let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { return };
@@ -138,11 +150,14 @@ pub(crate) async fn serve_metrics(listener: TcpListener, registry: Registry, sto
             pause_after_failure().await;
             continue;
         };
-        let (registry, stop) = (registry.clone(), stop.clone());
+        let (registry, health, stop) = (registry.clone(), health.clone(), stop.clone());
         tokio::spawn(async move {
             let _permit = permit;
             let answer = move |request: Request<Incoming>| {
-                let response = answers::metrics_only(&registry, &request);
+                let response = match health(request.uri().path()) {
+                    Some(known) => answers::health_only(known, &request),
+                    None => answers::metrics_only(&registry, &request),
+                };
                 async move { response }
             };
             connection(stream, answer, stop).await;

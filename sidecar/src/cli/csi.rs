@@ -60,7 +60,7 @@ pub(super) struct CsiArgs {
     /// Let pods ask for a worker that is root (`workerUid: "0"`).
     #[arg(long)]
     allow_root_worker: bool,
-    /// Serve /metrics here, such as `:9092`.
+    /// Serve /metrics, /readyz (the service does its work) and /livez here, such as `:9092`.
     #[arg(long, value_name = "ADDRESS", value_parser = address)]
     metrics: Option<SocketAddr>,
     /// What is logged: error, warn, info, debug, trace, or a filter such as `info,cluster=debug`.
@@ -126,7 +126,14 @@ async fn serve(config: CsiConfig, address: Option<SocketAddr>) -> Result<(), Sto
         let listener = tokio::net::TcpListener::bind(address)
             .await
             .map_err(|e| failed(format!("--metrics {address}: {e}")))?;
-        tokio::spawn(admin::serve_metrics(listener, registry, signals.stop.clone()));
+        let of = metrics.clone();
+        let health = move |path: &str| match path {
+            "/readyz" => Some(of.ready()),
+            "/livez" => Some(of.live()),
+            _ => None,
+        };
+        let stop = signals.stop.clone();
+        tokio::spawn(admin::serve_metrics_and(listener, registry, health, stop));
     }
     let serving = serve_csi(config, metrics, signals.stop.clone());
     tokio::select! {

@@ -129,27 +129,33 @@ impl Pod {
 struct Node {
     home: Home,
     metrics: u16,
+    more: &'static [&'static str],
     service: Process,
 }
 
 impl Node {
+    /// Workers of tests are root.
     fn start() -> Self {
+        Self::start_with(&["--allow-root-worker"])
+    }
+
+    fn start_with(more: &'static [&'static str]) -> Self {
         let home = Home::new();
         for folder in ["k/pods", "p"] {
             fs::create_dir_all(home.path(folder)).unwrap();
         }
         let metrics = testkit::free_port();
-        let service = Self::service(&home, metrics);
-        let node = Self { home, metrics, service };
+        let service = Self::service(&home, metrics, more);
+        let node = Self { home, metrics, more, service };
         node.wait();
         node
     }
 
-    fn service(home: &Home, metrics: u16) -> Process {
+    fn service(home: &Home, metrics: u16, more: &[&str]) -> Process {
         let mut command = program();
         command.args(["csi", "--node-name", "node-1", "--log-level", "debug"]);
         command.arg("--kubelet-dir").arg(home.path("k")).arg("--plugin-dir").arg(home.path("p"));
-        command.args(["--patience", "1m", "--metrics", &format!("127.0.0.1:{metrics}")]);
+        command.args(["--patience", "1m", "--metrics", &format!("127.0.0.1:{metrics}")]).args(more);
         Process::spawn("warpdrive csi", command, &home.path("csi.log")).unwrap()
     }
 
@@ -162,7 +168,7 @@ impl Node {
     }
 
     fn restart(&mut self) {
-        self.service = Self::service(&self.home, self.metrics);
+        self.service = Self::service(&self.home, self.metrics, self.more);
         self.wait();
     }
 
@@ -341,9 +347,12 @@ fn kubelet_is_answered() {
     ];
     assert_eq!((info.code, info.body), (OK, wanted.concat()));
     assert!(node.metric("warpdrive_csi_registered") < 0.5);
+    let status = |path: &str| get(node.metrics, path).map(|answer| answer.status);
+    assert_eq!((status("/readyz"), status("/livez")), (Some(503), Some(200)));
     let told = "/pluginregistration.Registration/NotifyRegistrationStatus";
     assert_eq!(call(&registration, told, &[0x08, 1]).unwrap().code, OK);
     assert!(node.metric("warpdrive_csi_registered") > 0.5);
+    until("it is ready", || (status("/readyz") == Some(200)).then_some(()));
 
     let driver = node.driver();
     let info = call(&driver, "/csi.v1.Identity/GetPluginInfo", b"").unwrap();
@@ -386,7 +395,7 @@ fn a_wrong_volume_is_refused_and_nothing_is_made() {
     if !can_be_node("a_wrong_volume_is_refused_and_nothing_is_made") {
         return;
     }
-    let node = Node::start();
+    let node = Node::start_with(&[]);
     let pod = node.pod();
     let (target, etc) = (pod.mount(), PathBuf::from("/etc"));
     let says = |target: &Path, attributes: &[(&str, &str)], words: &str| {
@@ -585,6 +594,92 @@ fn what_pods_left_while_the_service_was_down_goes() {
     node.assert_nothing_left(&stays);
 }
 
+#[test]
+fn a_record_of_another_release_ends_no_mount() {
+    if !can_be_node("a_record_of_another_release_ends_no_mount") {
+        return;
+    }
+    let mut node = Node::start();
+    let pod = node.pod();
+    node.publish_both(&pod);
+    let holder = node.holder(&pod);
+    let home = Home::new();
+    let worker = Node::worker(&pod, &home);
+    node.kill();
+    let path = node.home.path("p/records").join(format!("{}.json", pod.uid));
+    let mut record = node.record(&pod).unwrap();
+    let mount = record["mount"].take();
+    record["mounts"] = serde_json::json!([mount]);
+    record["mount"] = serde_json::json!("see mounts");
+    fs::write(&path, record.to_string()).unwrap();
+    node.restart();
+    // The watch has looked, and what no record names would be gone.
+    until("it is published", || (node.metric("warpdrive_csi_holders") > 0.5).then_some(()));
+    std::thread::sleep(Duration::from_secs(3));
+    assert!(is_running(holder), "{}", node.log());
+    assert_eq!(hello(&pod.mount()).unwrap(), b"hello, world\n");
+    node.publish_both(&pod);
+    assert_eq!(node.holder(&pod), holder);
+    assert_eq!(worker.stop(), Some(0));
+    for target in [pod.mount(), pod.socket()] {
+        assert_eq!(node.unpublish(&target).code, OK, "{}", node.log());
+    }
+    node.assert_nothing_left(&pod);
+}
+
+#[test]
+fn what_another_kubelet_directory_has_is_left_alone() {
+    if !can_be_node("what_another_kubelet_directory_has_is_left_alone") {
+        return;
+    }
+    let mut node = Node::start();
+    let pod = node.pod();
+    node.publish_both(&pod);
+    let holder = node.holder(&pod);
+    node.kill();
+    // As if the pod's folder were somewhere that this service cannot see.
+    let path = node.home.path("p/records").join(format!("{}.json", pod.uid));
+    let before = fs::read_to_string(&path).unwrap();
+    let (from, to) = (node.home.path("k/pods"), node.home.path("elsewhere/pods"));
+    let moved = before.replace(from.to_str().unwrap(), to.to_str().unwrap());
+    assert_ne!(before, moved);
+    fs::write(&path, &moved).unwrap();
+    node.restart();
+    until("it is told", || node.log().contains("not in --kubelet-dir").then_some(()));
+    std::thread::sleep(Duration::from_secs(3));
+    assert!(is_running(holder), "{}", node.log());
+    assert_eq!(fs::read_to_string(&path).unwrap(), moved);
+    node.kill();
+    fs::write(&path, before).unwrap();
+    node.restart();
+    for target in [pod.mount(), pod.socket()] {
+        assert_eq!(node.unpublish(&target).code, OK, "{}", node.log());
+    }
+    node.assert_nothing_left(&pod);
+}
+
+#[test]
+fn root_is_no_worker_where_the_node_does_not_say_so() {
+    if !can_be_node("root_is_no_worker_where_the_node_does_not_say_so") {
+        return;
+    }
+    let node = Node::start_with(&[]);
+    let pod = node.pod();
+    node.publish_both(&pod);
+    let home = Home::new();
+    std::os::unix::fs::symlink(pod.socket(), home.path("holder")).unwrap();
+    let socket = home.path("holder/mount.sock");
+    let worker = home.command("run", &["--holder", socket.to_str().unwrap()]);
+    let worker = Process::spawn("warpdrive", worker, &home.path("refused.log")).unwrap();
+    let ended = worker.wait(Duration::from_secs(60)).expect("it is refused");
+    let asked = (ended.success(), fs::read_to_string(home.path("refused.log")).unwrap());
+    assert!(!asked.0 && asked.1.contains("may not be a worker"), "{asked:?}");
+    for target in [pod.mount(), pod.socket()] {
+        assert_eq!(node.unpublish(&target).code, OK, "{}", node.log());
+    }
+    node.assert_nothing_left(&pod);
+}
+
 /// Unpublishing never deletes through a mount, whoever is alive or dead behind it.
 #[test]
 fn no_unpublish_deletes_at_the_origin() {
@@ -694,7 +789,7 @@ fn a_second_service_waits_for_the_first() {
     let mut node = Node::start();
     let pod = node.pod();
     node.publish_both(&pod);
-    let second = Node::service(&node.home, testkit::free_port());
+    let second = Node::service(&node.home, testkit::free_port(), node.more);
     until("it waits", || node.log().contains("another node service runs").then_some(()));
     assert_eq!(node.publish_mount(&pod).code, OK);
     node.service.signal(Signal::TERM);
