@@ -100,20 +100,20 @@ mod tests {
             let (of, body) = (Arc::clone(&bodies), StreamBody::new(ReceiverStream::new(parts)));
             (sender, tokio::spawn(async move { of.receive(body).await }))
         };
-        let mut begun: Vec<_> = (0..LARGE + 1).map(|_| begin(MIDDLING_BYTES + 1)).collect();
+        let mut sent: Vec<_> = (0..=LARGE).map(|_| begin(MIDDLING_BYTES + 1)).collect();
         tokio::time::sleep(Duration::from_millis(50)).await;
         let limit = Duration::from_secs(5);
         for length in [0, FREE_BYTES, MIDDLING_BYTES] {
             let whole = tokio::time::timeout(limit, bodies.receive(full(length))).await;
             assert_eq!(whole.unwrap().unwrap().len(), length);
         }
-        begun.extend((0..MIDDLING).map(|_| begin(FREE_BYTES + 1)));
+        sent.extend((0..MIDDLING).map(|_| begin(FREE_BYTES + 1)));
         tokio::time::sleep(Duration::from_millis(50)).await;
         assert_eq!(bodies.middling.available_permits(), 0);
         let whole = tokio::time::timeout(limit, bodies.receive(full(FREE_BYTES))).await;
         assert_eq!(whole.unwrap().unwrap().len(), FREE_BYTES);
         // All of them end, each in its turn.
-        for (sender, receiving) in begun {
+        for (sender, receiving) in sent {
             drop(sender);
             let length = tokio::time::timeout(limit, receiving).await.unwrap().unwrap();
             assert!(length.unwrap().len() > FREE_BYTES);

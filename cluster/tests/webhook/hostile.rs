@@ -232,7 +232,7 @@ async fn slow_senders_are_let_go_and_keep_nobody_waiting() {
 #[tokio::test]
 async fn what_is_announced_and_idle_connections_keep_nobody_waiting() {
     let (_authority, serving, caller) = ready().await;
-    let mut held = Vec::new();
+    let mut slow = Vec::new();
     for length in [4 << 20, 4 << 20, 4 << 20] {
         let mut stream = caller.connect(serving.address).await.unwrap();
         let head = format!(
@@ -240,7 +240,7 @@ async fn what_is_announced_and_idle_connections_keep_nobody_waiting() {
              content-length: {length}\r\n\r\n{{"
         );
         stream.write_all(head.as_bytes()).await.unwrap();
-        held.push(stream);
+        slow.push(stream);
     }
     tokio::time::sleep(Duration::from_millis(100)).await;
     // A body that is announced is let go after 10 s.
@@ -263,7 +263,7 @@ async fn what_is_announced_and_idle_connections_keep_nobody_waiting() {
     }
     assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
     assert!(idle.last().is_some_and(|sender| !sender.is_closed()), "the newest stays");
-    drop(held);
+    drop(slow);
 }
 
 async fn read_some(stream: &mut (impl tokio::io::AsyncRead + Unpin)) -> String {
