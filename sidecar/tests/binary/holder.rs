@@ -443,6 +443,29 @@ fn a_holder_clears_what_a_killed_one_left() {
     assert!(!is_mounted(&point));
 }
 
+/// As in a pod that shares its process namespace: the guard is not the first process, and guards.
+#[test]
+fn a_guarded_holder_that_is_killed_leaves_no_mount() {
+    if !can_hold("a_guarded_holder_that_is_killed_leaves_no_mount") {
+        return;
+    }
+    let home = Home::new();
+    let point = home.path("mnt/data");
+    let socket = home.path("mountd.sock");
+    let mut command = program();
+    command.args(["mountd", "--guard", "--allow-other", "--mount-point"]).arg(&point);
+    command.arg("--socket").arg(&socket);
+    let guard = Process::spawn("mountd", command, &home.path("mountd.log")).unwrap();
+    until("the holder does not listen", || fusemount_answers(&socket).then_some(()));
+    assert!(is_mounted(&point));
+    let list = format!("/proc/{0}/task/{0}/children", guard.pid());
+    let holder: i32 = std::fs::read_to_string(list).unwrap().trim().parse().unwrap();
+    kill_process(Pid::from_raw(holder).unwrap(), Signal::KILL).unwrap();
+    assert_eq!(guard.wait(Duration::from_secs(20)).unwrap().code(), Some(1));
+    assert!(!is_mounted(&point));
+    assert!(guard.log_tail().contains("taken away"), "{}", guard.log_tail());
+}
+
 /// Containers start side by side: the one that needs the holder waits for it.
 #[test]
 fn a_given_holder_that_is_not_there_yet_is_waited_for() {
