@@ -8,12 +8,12 @@
 
 mod containers;
 mod manifests;
-mod merge;
 mod patch;
 mod served;
 mod shape;
 mod status;
 mod volumes;
+pub(crate) mod yaml;
 
 use serde_json::{Map, Value, json};
 
@@ -21,13 +21,11 @@ pub use crate::settings::{Defaults, Denial};
 pub use manifests::{Manifests, manifests};
 pub use patch::{Operation, patch};
 
-use crate::names::{
-    INJECT_LABEL, STATUS_ANNOTATION, UNWANTED, WANTED,
-};
+use crate::names::{INJECT_LABEL, STATUS_ANNOTATION, UNWANTED, WANTED};
 use crate::settings::{Cache, Mode, Settings};
 pub(crate) use served::VARIABLES;
+pub(crate) use volumes::NAMES as VOLUMES;
 
-use merge::Key;
 use shape::{array, array_mut, object_mut, text};
 use status::Status;
 
@@ -104,6 +102,7 @@ pub fn inject(pod: &Value, request: &Context<'_>, defaults: &Defaults) -> Result
     let spec = spec.ok_or_else(|| Denial::new("the pod has no spec"))?;
     shape::check(spec)?;
     possible(spec, &settings)?;
+    group_is_free(spec, &settings)?;
     let plan = Plan::new((metadata, spec), request, defaults, &settings, status.as_ref())?;
     foreign_names(spec, status.is_some())?;
 
@@ -217,10 +216,6 @@ fn left_alone(pod: &Value) -> Result<Option<&'static str>, Denial> {
     if metadata.get("annotations").is_some_and(|all| all.get(MIRROR_ANNOTATION).is_some()) {
         return Ok(Some("it is a static pod, which only its node can change"));
     }
-    let status = pod.get("status");
-    if status.is_some_and(|status| status.get("startTime").is_some_and(Value::is_string)) {
-        return Ok(Some("it runs already"));
-    }
     Ok(None)
 }
 
@@ -247,6 +242,37 @@ fn possible(spec: &Value, settings: &Settings) -> Result<(), Denial> {
         )),
         _ => Ok(()),
     }
+}
+
+/// Volumes whose files kubelet gives to the group of the pod.
+pub(crate) const CLAIMS: &[&str] = &["persistentVolumeClaim", "ephemeral"];
+
+/// Refuses to choose a group for files of the author's: kubelet would change each of them.
+fn group_is_free(spec: &Value, settings: &Settings) -> Result<(), Denial> {
+    let kind = match &settings.cache {
+        Cache::Ephemeral(_) => "ephemeral",
+        Cache::Claim(_) => "pvc",
+        _ => return Ok(()),
+    };
+    let security = spec.get("securityContext").unwrap_or(&Value::Null);
+    if security.get("fsGroup").is_some_and(|group| !group.is_null()) {
+        return Ok(());
+    }
+    let theirs = array(spec, "volumes").iter().find(|volume| {
+        let is_claim = CLAIMS.iter().any(|kind| volume.get(kind).is_some_and(Value::is_object));
+        is_claim && !text(volume, "name").is_some_and(volumes::is_ours)
+    });
+    let Some(name) = theirs.map(|volume| text(volume, "name").unwrap_or("")) else {
+        return Ok(());
+    };
+    Err(Denial::of(
+        "cache",
+        format_args!(
+            "`{kind}` needs a securityContext.fsGroup, which would also become the group of the files on volume {}: write the group that its files have, or {} with fsGroupChangePolicy: OnRootMismatch",
+            crate::settings::quoted(name),
+            crate::names::WORKER_ID
+        ),
+    ))
 }
 
 /// Refuses containers and volumes of the author's that have one of our names.
@@ -282,17 +308,22 @@ fn pod_level(spec: &mut Map<String, Value>, plan: &Plan<'_>) {
     if now != Some(grace) && (now.is_some() || grace != DEFAULT_GRACE_SECONDS) {
         spec.insert("terminationGracePeriodSeconds".to_owned(), json!(grace));
     }
-    // A new file system belongs to root; kubelet gives it to this group.
+    // A new file system belongs to root; kubelet gives it to this group, at its first use.
     if matches!(plan.settings.cache, Cache::Ephemeral(_) | Cache::Claim(_)) {
         let security = shape::entry_object(spec, "securityContext");
         if security.get("fsGroup").is_none_or(Value::is_null) {
             security.insert("fsGroup".to_owned(), json!(crate::names::WORKER_ID));
+            security.entry("fsGroupChangePolicy").or_insert_with(|| json!("OnRootMismatch"));
         }
     }
     let secrets = &plan.defaults.image_pull_secrets;
     if !secrets.is_empty() {
-        let wanted: Vec<Value> = secrets.iter().map(|name| json!({"name": name})).collect();
-        merge::into_list(array_mut(spec, "imagePullSecrets"), &wanted, Key("name"));
+        let there = array_mut(spec, "imagePullSecrets");
+        for name in secrets {
+            if !there.iter().any(|secret| text(secret, "name") == Some(name)) {
+                there.push(json!({"name": name}));
+            }
+        }
     }
 }
 

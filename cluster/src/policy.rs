@@ -50,10 +50,9 @@ pub fn policy(defaults: &Defaults, version: &str) -> Result<String, Denial> {
         bindings("ValidatingAdmissionPolicyBinding", "v1", "namespace", Some("Deny")),
         bindings("ValidatingAdmissionPolicyBinding", "v1", "pod", Some("Deny")),
     ];
-    let printed: Result<Vec<String>, _> = documents.iter().map(serde_yaml::to_string).collect();
-    Ok(printed
-        .map_err(|e| Denial::new(format!("the policy cannot be printed: {e}")))?
-        .join("---\n"))
+    let printed: Result<Vec<String>, _> =
+        documents.iter().map(crate::inject::yaml::print).collect();
+    Ok(printed.map_err(|e| Denial::new(format!("the policy {e}")))?.join("---\n"))
 }
 
 const NAME: &str = "warpdrive-inject";
@@ -339,7 +338,11 @@ fn serving(
             )
         };
         let groups = crate::inject::VARIABLES;
-        let served = format!("{chosen}.filter(i, !{})", own(&names(groups.endpoints)));
+        let mut elsewhere = own(&names(groups.endpoints));
+        if settings.s3 == S3::On {
+            elsewhere = format!("({elsewhere} || {})", own(&names(groups.roles)));
+        }
+        let served = format!("{chosen}.filter(i, !{elsewhere})");
         parts.push(format!(
             "{served}.filter(i, !has({it}.env)).map(i, {})",
             add(&place("env"), "[]")
@@ -430,9 +433,16 @@ fn own(defaults: &Defaults, settings: &Settings, parts: &mut Vec<String>) -> Res
             "(has(object.spec.securityContext) ? [] : [{}])",
             add("\"/spec/securityContext\"", "Object.spec.securityContext{}")
         ));
+        let fixed = "has(object.spec.securityContext) && has(object.spec.securityContext.fsGroup)";
+        let policy = "has(object.spec.securityContext) && has(object.spec.securityContext.fsGroupChangePolicy)";
+        let free = format!("({fixed}) || {}", other_claims());
         parts.push(format!(
-            "((has(object.spec.securityContext) && has(object.spec.securityContext.fsGroup)) ? [] : [{}])",
+            "(({free}) ? [] : [{}])",
             add("\"/spec/securityContext/fsGroup\"", &group.to_string())
+        ));
+        parts.push(format!(
+            "(({free} || ({policy})) ? [] : [{}])",
+            add("\"/spec/securityContext/fsGroupChangePolicy\"", &text("OnRootMismatch"))
         ));
     }
     let flush = settings.flush_seconds;
@@ -449,6 +459,17 @@ fn own(defaults: &Defaults, settings: &Settings, parts: &mut Vec<String>) -> Res
     let status = cel(status, "", &blanks);
     parts.push(format!("[{}]", add(&text(&format!("/metadata/annotations/{escaped}")), &status)));
     Ok(())
+}
+
+/// Whether the pod has files of its author's that a group for the cache would be given to.
+fn other_claims() -> String {
+    let claims: Vec<String> =
+        crate::inject::CLAIMS.iter().map(|kind| format!("has(v.{kind})")).collect();
+    format!(
+        "(has(object.spec.volumes) && object.spec.volumes.exists(v, v.name != {} && ({})))",
+        text(crate::names::CACHE_VOLUME),
+        claims.join(" || ")
+    )
 }
 
 /// What has to hold, and the sentence where it does not.
@@ -583,14 +604,47 @@ fn rules_of_pods(settings: &Settings) -> Vec<Rule> {
         ports.push(crate::names::METRICS_PORT.to_string());
     }
     let ports = ports.join(", ");
+    let free = format!(
+        "!has(c.ports) || c.ports.all(p, !(p.containerPort in [{ports}]) || (has(p.protocol) && p.protocol != \"TCP\"))"
+    );
+    let worker = text(crate::names::WORKER_CONTAINER);
     rule(
         format!(
-            "object.spec.containers.all(c, !has(c.ports) || c.ports.all(p, !(p.containerPort in [{ports}])))"
+            "object.spec.containers.all(c, {free}) && (!has(object.spec.initContainers) || object.spec.initContainers.all(c, c.name == {worker} || {free}))"
         ),
         format!(
             "label {INJECT_LABEL}: one of the ports {ports} is used by a container, choose another there"
         ),
     );
+    let ours: Vec<&str> = crate::inject::VOLUMES.to_vec();
+    let mount = text(crate::names::MOUNT_VOLUME);
+    let theirs = text(crate::names::WORKER_CONTAINER);
+    let free = format!(
+        "(!has(c.volumeMounts) || c.volumeMounts.all(m, m.name == {mount} || !(m.name in {})))",
+        names(&ours)
+    );
+    rule(
+        format!(
+            "object.spec.containers.all(c, {free}) && (!has(object.spec.initContainers) || object.spec.initContainers.all(c, c.name.startsWith({theirs}) || {free}))"
+        ),
+        format!(
+            "label {INJECT_LABEL}: a container mounts a volume of the worker's: rename the volume, or remove the mount"
+        ),
+    );
+    if matches!(
+        settings.cache,
+        crate::settings::Cache::Ephemeral(_) | crate::settings::Cache::Claim(_)
+    ) {
+        rule(
+            format!(
+                "(has(object.spec.securityContext) && has(object.spec.securityContext.fsGroup)) || !{}",
+                other_claims()
+            ),
+            format!(
+                "annotation {ANNOTATION_PREFIX}cache: this one needs a securityContext.fsGroup, which the pod has to choose, as it has claims of its own"
+            ),
+        );
+    }
     let status = text(STATUS_ANNOTATION);
     rule(
         format!("{status} in variables.annotations"),

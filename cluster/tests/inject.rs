@@ -209,6 +209,63 @@ fn the_helper_finds_what_the_levels_forbid() {
     assert!(levels::restricted(&root).iter().any(|what| what.contains("runAsUser")));
 }
 
+/// The one of a list of pods that is injected into, and what is said of the others.
+#[test]
+fn only_pods_that_do_not_run_are_injected() {
+    let text = "
+apiVersion: monitoring.coreos.com/v1
+kind: Prometheus
+metadata: {name: p}
+spec: {containers: [{name: prometheus}], image: x}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: old}
+spec: {containers: [{name: main}]}
+status: {startTime: '2026-01-01T00:00:00Z'}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: new}
+spec: {containers: [{name: main}]}
+";
+    let result = manifests(text, &[], &defaults("sidecar")).unwrap();
+    assert_eq!(result.injected, ["Pod/new"]);
+    assert_eq!(result.notes.len(), 2);
+    assert!(result.notes[0].starts_with("Prometheus/p: "), "{:?}", result.notes);
+    assert!(result.notes[1].starts_with("Pod/old: ") && result.notes[1].contains("runs already"));
+    // The webhook knows that a pod is new: a status in it is a copy of another pod's.
+    let pod = json!({"spec": {"containers": [{"name": "main"}]}, "status": {"startTime": "2026-01-01T00:00:00Z"}});
+    let request = Context { namespace: "n", uid: "u" };
+    let outcome = inject(&pod, &request, &defaults("sidecar")).unwrap();
+    assert!(matches!(outcome, Outcome::Injected { .. }));
+}
+
+#[test]
+fn pods_of_one_template_on_the_hosts_network_are_told_of_their_ports() {
+    let text = "
+kind: Deployment
+metadata: {name: d}
+spec: {template: {spec: {hostNetwork: true, containers: [{name: main}]}}}
+";
+    let notes = manifests(text, &[], &defaults("s3")).unwrap().notes;
+    assert!(notes.iter().any(|note| note.contains("same ports")), "{notes:?}");
+}
+
+/// kubectl reads YAML 1.1, where these are no texts.
+#[test]
+fn texts_stay_texts_for_kubectl() {
+    let text = r#"
+kind: Pod
+metadata: {name: p, annotations: {warpdrive.io/s3: "on", a: "1_000", b: "y"}}
+spec: {containers: [{name: main, args: ["no", "1:30", "10"]}]}
+"#;
+    let printed = manifests(text, &[], &defaults("s3")).unwrap().text;
+    for one in ["warpdrive.io/s3: 'on'", "a: '1_000'", "b: 'y'", "- 'no'", "- '1:30'", "- '10'"] {
+        assert!(printed.contains(one), "{one}: {printed}");
+    }
+}
+
 /// The table in docs/kubernetes.md is the table of the program.
 #[test]
 fn the_document_names_every_annotation() {

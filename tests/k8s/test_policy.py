@@ -47,8 +47,11 @@ CROWD = {
             {"name": "AWS_ACCESS_KEY_ID", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}},
             {"name": "AWS_DEFAULT_REGION", "value": "us-east-1"},
         ]},
+        {"name": "four", "image": "i", "env": [{"name": "AWS_ROLE_ARN", "value": "x"}]},
+        {"name": "five", "image": "i", "ports": [{"containerPort": 9000, "protocol": "UDP"}]},
     ],
 }
+CLAIM = {"volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "c"}}]}
 ARGO = {"containers": [{"name": "main", "image": "i"}, {"name": "wait", "image": "i"}], "initContainers": [{"name": "init", "image": "i"}]}
 
 PODS = [
@@ -64,6 +67,7 @@ PODS = [
     pod(spec=limits(WHOLE)),
     pod(spec=limits(WHOLE | {"ephemeral-storage": "1Gi"})),
     pod(spec=limits({"ephemeral-storage": "1Gi"})),
+    pod(spec=CLAIM | {"securityContext": {"fsGroup": 7}}),
     pod(spec=ARGO, labels={"workflows.argoproj.io/workflow": "x"}),
 ]
 
@@ -84,6 +88,8 @@ DENIED = [
     (pod({"cache-size": "200GB"}), "warpdrive.io/cache-size"),
     (pod(spec={"hostNetwork": True}), "hostNetwork"),
     (pod(spec={"containers": [{"name": "m", "image": "i", "ports": [{"containerPort": 9000}]}]}), "9000"),
+    (pod(spec={"initContainers": [{"name": "m", "image": "i", "ports": [{"containerPort": 9000}]}]}), "9000"),
+    (pod(spec={"containers": [{"name": "m", "image": "i", "volumeMounts": [{"name": "warpdrive-run", "mountPath": "/x"}]}]}), "volume"),
     (pod(spec={"volumes": [{"name": "warpdrive-run", "emptyDir": {}}]}), "Duplicate value"),
     (pod(spec={"volumes": [{"name": "v", "emptyDir": {}}], "containers": [
         {"name": "m", "image": "i", "volumeMounts": [{"name": "v", "mountPath": "/data/x"}]},
@@ -141,7 +147,12 @@ def test_policy(policy):
         assert denial is None, denial
         assert by_policy == by_injection
         compared += 1
-    assert compared >= 11
+    assert compared >= 12
+    found, denial = created(asked, json.dumps(pod(spec=CLAIM)))
+    if "cache=ephemeral:c" in arguments:
+        assert found is None and "fsGroup" in denial, denial
+    else:
+        assert denial is None, denial
     if arguments == ["--set", "mode=sidecar"]:
         for one, words in DENIED:
             found, denial = created(asked, json.dumps(one))

@@ -2,11 +2,11 @@
 //!
 //! Invariant: everything about them that Kubernetes would fill in and that matters is written out;
 //! only the holder of the mount in `sidecar` mode has privileges, and all others pass the
-//! *restricted* level.
+//! *restricted* level. What a container of one of our names says is never taken over, but for what
+//! [`kept`] names: anybody can write a container and a status annotation.
 
 use serde_json::{Map, Value, json};
 
-use super::merge;
 use super::shape::{array, array_mut, text};
 use super::volumes::{RUN_BYTES, empty_dir_bytes};
 use super::{Mode, Plan};
@@ -241,6 +241,8 @@ fn mountd(plan: &Plan<'_>) -> Value {
         PATIENCE,
         "--grace",
         HOLDER_GRACE,
+        // Also where the pod shares its process namespace, and this is not the first process.
+        "--guard",
     ];
     container(
         plan,
@@ -435,25 +437,56 @@ pub(super) fn wanted(plan: &Plan<'_>) -> Vec<Value> {
     all
 }
 
-/// Takes away what another mode needed: mounts of our volumes and ports that are not wanted now.
-fn forget(there: &mut Value, wanted: &Value) {
-    let kept = |list: &str, key: &str, item: &Value| {
-        array(wanted, list).iter().any(|one| one.get(key) == item.get(key))
-    };
-    let is_port = |name: &str| name == METRICS_PORT_NAME || name.starts_with("warpdrive");
-    let lists = [
-        ("volumeMounts", "mountPath", super::volumes::is_ours as fn(&str) -> bool),
-        ("ports", "containerPort", is_port),
-    ];
-    for (list, key, ours) in lists {
-        let Some(items) = there.get_mut(list).and_then(Value::as_array_mut) else { continue };
-        items.retain(|item| !text(item, "name").is_some_and(ours) || kept(list, key, item));
-        if items.is_empty()
-            && let Some(there) = there.as_object_mut()
-        {
-            there.remove(list);
+/// Variables and mounts that others gave to one of ours: those that clouds hand identities to, by
+/// webhooks that may run after this one. The holder gets none: it is privileged.
+fn added(ours: &mut Value, old: &Value, list: &str, key: &str) {
+    let wanted: Vec<Value> = array(ours, list).to_vec();
+    let others = array(old, list).iter().filter(|item| {
+        let name = text(item, "name").unwrap_or("");
+        let is_new = !wanted.iter().any(|one| one.get(key) == item.get(key));
+        is_new && !name.starts_with("WARPDRIVE_") && !super::volumes::is_ours(name)
+    });
+    let others: Vec<Value> = others.cloned().collect();
+    if let (false, Some(ours)) = (others.is_empty(), ours.as_object_mut()) {
+        array_mut(ours, list).extend(others);
+    }
+}
+
+/// What an earlier form of one of our containers keeps: what Kubernetes itself filled in, and, where
+/// it has no privileges, what [`added`] says.
+fn kept(mut ours: Value, old: &Value) -> Value {
+    if let (None, Some(policy)) = (text(&ours, "imagePullPolicy"), text(old, "imagePullPolicy")) {
+        ours["imagePullPolicy"] = json!(policy);
+    }
+    // A request that is missing becomes its limit, and a namespace may have defaults.
+    for part in ["requests", "limits"] {
+        for name in ["cpu", "memory"] {
+            let amount = old.get("resources").and_then(|all| all.get(part)?.get(name));
+            if let Some(amount) = amount.filter(|amount| amount.is_string())
+                && ours["resources"][part].get(name).is_none()
+            {
+                ours["resources"][part][name] = amount.clone();
+            }
         }
     }
+    if text(&ours, "name") == Some(MOUNTD_CONTAINER) {
+        let token = array(old, "volumeMounts").iter().find(|mount| is_token(mount));
+        if let (Some(token), Some(ours)) = (token, ours.as_object_mut()) {
+            array_mut(ours, "volumeMounts").push(token.clone());
+        }
+    } else {
+        added(&mut ours, old, "env", "name");
+        added(&mut ours, old, "volumeMounts", "mountPath");
+    }
+    ours
+}
+
+/// The token of the pod's service account, as the API server mounts it into every container.
+fn is_token(mount: &Value) -> bool {
+    text(mount, "mountPath") == Some("/var/run/secrets/kubernetes.io/serviceaccount")
+        && text(mount, "name").is_some_and(|name| !super::volumes::is_ours(name))
+        && mount.get("readOnly") == Some(&json!(true))
+        && mount.as_object().is_some_and(|mount| mount.len() == 3)
 }
 
 /// Puts them behind the leading containers of a mesh and before everybody else's.
@@ -465,12 +498,7 @@ pub(super) fn put(spec: &mut Map<String, Value>, plan: &Plan<'_>) {
     let ours: Vec<Value> = wanted(plan)
         .into_iter()
         .map(|wanted| match old.iter().position(|old| text(old, "name") == text(&wanted, "name")) {
-            Some(at) => {
-                let mut merged = old.swap_remove(at);
-                forget(&mut merged, &wanted);
-                merge::into_value(&mut merged, &wanted);
-                merged
-            }
+            Some(at) => kept(wanted, &old.swap_remove(at)),
             None => wanted,
         })
         .collect();

@@ -2,14 +2,15 @@
 //!
 //! Invariant: only pod templates change, and only by what injection adds; order and everything that is
 //! not known stays (comments go, as with every tool that reads YAML). A pod template is found by its
-//! shape, so that kinds nobody has heard of work too.
+//! shape, so that kinds nobody has heard of work too; at the top of an object that shape is a pod only
+//! where its kind says so.
 
 mod tree;
 
 use serde::Deserialize;
 use serde_yaml::Value;
 
-use super::{Context, Defaults, Operation, Outcome, inject, patch};
+use super::{Context, Defaults, Operation, Outcome, inject, patch, yaml};
 use tree::{Step, apply, at, at_mut, pointer};
 
 /// Name of the container that an Argo template has only one of.
@@ -74,8 +75,7 @@ fn print(documents: &[Value], is_json: bool) -> Result<String, String> {
         if index > 0 {
             text.push_str("---\n");
         }
-        let one = serde_yaml::to_string(document);
-        text.push_str(&one.map_err(|e| format!("cannot be printed as YAML: {e}"))?);
+        text.push_str(&yaml::print(document)?);
     }
     Ok(text)
 }
@@ -142,6 +142,12 @@ impl Work<'_> {
         }
         let mut templates = Vec::new();
         find(document, &mut Vec::new(), &mut templates);
+        // Others have containers in their spec too, which are parts of pods that they make.
+        if owner.kind != "Pod" && templates == [Vec::new()] {
+            templates.clear();
+            let label = owner.label(&[]);
+            self.notes.push(format!("{label}: left as it is, no pod and without a pod template"));
+        }
         for path in templates {
             self.template(document, &path, &owner)?;
         }
@@ -163,6 +169,11 @@ impl Work<'_> {
     ) -> Result<Vec<Operation>, String> {
         let label = owner.label(path);
         let uid = format!("{}/{label}", owner.namespace);
+        let started = pod.pointer("/status/startTime").is_some_and(serde_json::Value::is_string);
+        if started {
+            self.notes.push(format!("{label}: left as it is, it runs already"));
+            return Ok(Vec::new());
+        }
         let request = Context { namespace: &owner.namespace, uid: &uid };
         match inject(pod, &request, defaults).map_err(|denial| format!("{label}: {denial}"))? {
             Outcome::Untouched { why } => {
@@ -171,6 +182,12 @@ impl Work<'_> {
             }
             Outcome::Injected { pod: injected, warnings } => {
                 self.notes.extend(warnings.into_iter().map(|what| format!("{label}: {what}")));
+                let is_on_host = injected.pointer("/spec/hostNetwork").is_some_and(|is| is == true);
+                if is_on_host && owner.kind != "Pod" {
+                    self.notes.push(format!(
+                        "{label}: hostNetwork: all pods of this template have the same ports, so one of them fits on a node; injection by the webhook gives each its own"
+                    ));
+                }
                 let operations = patch(pod, &injected);
                 self.injected.push(label);
                 Ok(operations)

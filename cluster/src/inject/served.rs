@@ -6,6 +6,7 @@
 use serde_json::{Map, Value, json};
 
 use super::shape::{array, array_mut, text};
+use super::volumes::is_ours;
 use super::{Mode, Plan, Ports};
 use crate::names::{INJECT_LABEL, MOUNT_SUBDIRECTORY, MOUNT_VOLUME, UNWANTED};
 use crate::settings::{Denial, S3, quoted, within};
@@ -29,16 +30,26 @@ const CREDENTIALS: &[&str] = &[
     "AWS_CONTAINER_CREDENTIALS_FULL_URI",
 ];
 
+/// Those of a role in a cloud: its keys are of no use at the pod's S3 endpoint, which knows its own.
+const ROLES: &[&str] = &[
+    "AWS_WEB_IDENTITY_TOKEN_FILE",
+    "AWS_ROLE_ARN",
+    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+];
+
 /// Variables of clients of S3, by what they say.
 pub(crate) struct Variables {
     pub(crate) endpoints: &'static [&'static str],
     pub(crate) regions: &'static [&'static str],
     pub(crate) credentials: &'static [&'static str],
+    /// Those of `credentials` that only an anonymous endpoint goes with.
+    pub(crate) roles: &'static [&'static str],
 }
 
 /// For the policy, which follows the same rules.
 pub(crate) const VARIABLES: Variables =
-    Variables { endpoints: ENDPOINTS, regions: REGIONS, credentials: CREDENTIALS };
+    Variables { endpoints: ENDPOINTS, regions: REGIONS, credentials: CREDENTIALS, roles: ROLES };
 
 /// Refuses ports that a container of the author's has.
 pub(super) fn ports_are_free(spec: &Value, plan: &Plan<'_>) -> Result<(), Denial> {
@@ -55,6 +66,8 @@ pub(super) fn ports_are_free(spec: &Value, plan: &Plan<'_>) -> Result<(), Denial
             }
             for port in array(container, "ports")
                 .iter()
+                // Every listener of ours is TCP.
+                .filter(|port| text(port, "protocol").is_none_or(|protocol| protocol == "TCP"))
                 .filter_map(|port| port.get("containerPort")?.as_u64())
             {
                 let taken = wanted.iter().find(|(_, wanted)| wanted.map(u64::from) == Some(port));
@@ -96,10 +109,16 @@ pub(super) fn serve(
             ));
         }
     }
-    if plan.host_network && plan.ports.s3.is_some() {
-        warnings.push(
-            "hostNetwork: every process of the node can reach the pod's S3 endpoint; write warpdrive.io/s3: \"off\" where that is too many".to_owned(),
-        );
+    if plan.host_network {
+        let admin = plan.ports.admin;
+        warnings.push(match plan.ports.s3 {
+            Some(_) => format!(
+                "hostNetwork: every process of the node can reach the pod's S3 endpoint and its admin endpoint (port {admin}), which hands out the S3 endpoint's credentials; write warpdrive.io/s3: \"off\" where that is too many"
+            ),
+            None => format!(
+                "hostNetwork: every process of the node can reach the pod's admin endpoint (port {admin}), which tells statistics and fetches ahead"
+            ),
+        });
     }
     for list in ["initContainers", "containers"] {
         let Some(containers) = spec.get_mut(list).and_then(Value::as_array_mut) else { continue };
@@ -116,7 +135,12 @@ pub(super) fn serve(
                 container.as_object_mut().expect("shape::check has seen that it is an object");
             mount(container, plan, &name, chosen)?;
             if chosen {
-                variables(container, plan);
+                if let Some(role) = variables(container, plan) {
+                    warnings.push(format!(
+                        "container {}: has a role of its own ({role}), whose credentials the pod's S3 endpoint does not know, so it is not sent there; write warpdrive.io/s3: anonymous to send it",
+                        quoted(&name)
+                    ));
+                }
                 let from = container.get("envFrom").and_then(Value::as_array);
                 if plan.ports.s3.is_some() && from.is_some_and(|from| !from.is_empty()) {
                     warnings.push(format!(
@@ -130,6 +154,13 @@ pub(super) fn serve(
     Ok(())
 }
 
+fn in_use(container: &str, volume: &str) -> Denial {
+    Denial::new(format!(
+        "container {} mounts a volume `{volume}`, a name that injection needs: rename it, or set the label {INJECT_LABEL} to \"{UNWANTED}\"",
+        quoted(container)
+    ))
+}
+
 /// The mount at each wished path, and nowhere else.
 fn mount(
     container: &mut Map<String, Value>,
@@ -138,6 +169,11 @@ fn mount(
     chosen: bool,
 ) -> Result<(), Denial> {
     let settings = plan.settings;
+    let devices = container.get("volumeDevices").and_then(Value::as_array);
+    let device = devices.into_iter().flatten().filter_map(|device| text(device, "name"));
+    if let Some(volume) = device.into_iter().find(|volume| is_ours(volume)) {
+        return Err(in_use(name, volume));
+    }
     let paths: &[String] = if chosen && settings.mode != Mode::S3 { &settings.mounts } else { &[] };
     let bare = |path: &str| path.trim_end_matches('/').to_owned();
     let has = container
@@ -149,11 +185,13 @@ fn mount(
     }
     let mounts = array_mut(container, "volumeMounts");
     let ours = |mount: &Value| text(mount, "name") == Some(MOUNT_VOLUME);
-    if plan.before.is_none() && mounts.iter().any(ours) {
-        return Err(Denial::new(format!(
-            "container {} mounts a volume `{MOUNT_VOLUME}`, a name that injection needs: rename it, or set the label {INJECT_LABEL} to \"{UNWANTED}\"",
-            quoted(name)
-        )));
+    // Sockets, cache and tokens are the worker's alone; an earlier injection gave out the mount at most.
+    let taken = mounts
+        .iter()
+        .filter_map(|mount| text(mount, "name"))
+        .find(|volume| is_ours(volume) && (plan.before.is_none() || *volume != MOUNT_VOLUME));
+    if let Some(volume) = taken {
+        return Err(in_use(name, volume));
     }
     mounts.retain(|mount| {
         !ours(mount) || text(mount, "mountPath").is_some_and(|path| paths.contains(&bare(path)))
@@ -187,15 +225,7 @@ fn mount(
             .iter_mut()
             .find(|mount| text(mount, "mountPath").is_some_and(|at| bare(at) == *path))
         {
-            Some(there) => {
-                // Between modes: a CSI volume has no subdirectory.
-                if settings.mode != Mode::Sidecar
-                    && let Some(there) = there.as_object_mut()
-                {
-                    there.remove("subPath");
-                }
-                super::merge::into_value(there, &wanted);
-            }
+            Some(there) => *there = wanted,
             None => mounts.push(wanted),
         }
     }
@@ -214,11 +244,12 @@ fn wanted(plan: &Plan<'_>, ports: Ports) -> Vec<(&'static str, String)> {
     all
 }
 
-/// Variables for clients of S3, unless the container has its own.
-fn variables(container: &mut Map<String, Value>, plan: &Plan<'_>) {
+/// Variables for clients of S3, unless the container has its own; the variable of a role for which it
+/// gets none.
+fn variables(container: &mut Map<String, Value>, plan: &Plan<'_>) -> Option<&'static str> {
     let now = wanted(plan, plan.ports);
     if now.is_empty() {
-        return;
+        return None;
     }
     // What an earlier injection set, with the ports that it chose.
     let before = plan.before.and_then(|before| before.ports).map(|ports| wanted(plan, ports));
@@ -238,7 +269,28 @@ fn variables(container: &mut Map<String, Value>, plan: &Plan<'_>) {
     };
     // Keys and region of ours mean nothing to another endpoint, and would hide what it needs.
     if own(ENDPOINTS) {
-        return;
+        return None;
+    }
+    if plan.settings.s3 == S3::On
+        && let Some(role) = ROLES.iter().copied().find(|role| own(&[role]))
+    {
+        // Added by somebody since an earlier injection, which set ours.
+        let sent = |(name, value): &(&str, String)| {
+            let here = |one: &Value| {
+                text(one, "name") == Some(name) && text(one, "value") == Some(value.as_str())
+            };
+            there.is_some_and(|env| env.iter().any(here))
+        };
+        if before.first().is_some_and(sent) {
+            let is_ours = |variable: &Value| {
+                before.iter().any(|(name, value)| {
+                    text(variable, "name") == Some(name)
+                        && text(variable, "value") == Some(value.as_str())
+                })
+            };
+            array_mut(container, "env").retain(|variable| !is_ours(variable));
+        }
+        return Some(role);
     }
     let skipped: Vec<&str> =
         [REGIONS, CREDENTIALS].into_iter().filter(|names| own(names)).flatten().copied().collect();
@@ -254,4 +306,5 @@ fn variables(container: &mut Map<String, Value>, plan: &Plan<'_>) {
             None => env.push(json!({"name": name, "value": value})),
         }
     }
+    None
 }

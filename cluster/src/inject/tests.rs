@@ -79,10 +79,6 @@ fn what_is_not_ours_is_left_alone() {
     for (what, word) in [
         (json!({"metadata": {"labels": {"warpdrive.io/inject": "false"}}}), "label"),
         (json!({"metadata": {"annotations": {"kubernetes.io/config.mirror": "x"}}}), "static"),
-        (
-            json!({"status": {"startTime": "2026-01-01T00:00:00Z"}, "spec": {"nodeName": "a"}}),
-            "runs",
-        ),
     ] {
         match inject(&what, &REQUEST, &Defaults::default()).unwrap() {
             Outcome::Untouched { why } => assert!(why.contains(word), "{why}"),
@@ -147,6 +143,21 @@ fn denials_are_one_sentence_that_names_the_cause() {
         (
             main(json!({"volumeMounts": [{"name": "warpdrive-mount", "mountPath": "/x"}]})),
             &["`warpdrive-mount`"],
+        ),
+        (
+            main(json!({"volumeMounts": [{"name": "warpdrive-run", "mountPath": "/x"}]})),
+            &["`warpdrive-run`", "`main`"],
+        ),
+        (
+            main(json!({"volumeDevices": [{"name": "warpdrive-cache", "devicePath": "/x"}]})),
+            &["`warpdrive-cache`", "`main`"],
+        ),
+        (
+            pod(
+                json!({"warpdrive.io/cache": "pvc:x"}),
+                json!({"volumes": [{"name": "own", "persistentVolumeClaim": {"claimName": "y"}}]}),
+            ),
+            &["warpdrive.io/cache", "fsGroup", "`own`", "65534"],
         ),
         (
             main(json!({"ports": [{"containerPort": 9000}]})),
@@ -258,14 +269,132 @@ fn variables_of_the_author_win() {
         env(json!([{"name": "AWS_DEFAULT_REGION", "valueFrom": {}}])),
         ["AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL_S3", "AWS_CONTAINER_CREDENTIALS_FULL_URI"]
     );
-    for own in [
-        "AWS_ACCESS_KEY_ID",
-        "AWS_PROFILE",
-        "AWS_WEB_IDENTITY_TOKEN_FILE",
-        "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
-    ] {
+    for own in ["AWS_ACCESS_KEY_ID", "AWS_PROFILE"] {
         assert_eq!(env(json!([{"name": own, "value": "x"}])), [own, all[0], all[1], all[2]]);
     }
+}
+
+/// The keys of a cloud's role are none of the pod's S3 endpoint.
+#[test]
+fn a_container_with_a_role_is_not_sent_to_the_endpoint() {
+    let after = |pod: &Value, set: &str| {
+        let mut defaults = Defaults::default();
+        defaults.set(set).unwrap();
+        match inject(pod, &REQUEST, &defaults).unwrap() {
+            Outcome::Injected { pod, warnings } => (pod, warnings),
+            Outcome::Untouched { why } => panic!("{why}"),
+        }
+    };
+    for own in [
+        "AWS_WEB_IDENTITY_TOKEN_FILE",
+        "AWS_ROLE_ARN",
+        "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+        "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+    ] {
+        let role = json!({"name": own, "value": "x"});
+        let with = pod(json!({}), json!({"containers": [{"name": "main", "env": [role]}]}));
+        let (served, warnings) = after(&with, "s3=on");
+        assert_eq!(names(&served["spec"]["containers"][0]["env"]), [own]);
+        assert!(warnings.iter().any(|what| what.contains(own) && what.contains("s3: anonymous")));
+        let (served, warnings) = after(&with, "s3=anonymous");
+        assert_eq!(
+            names(&served["spec"]["containers"][0]["env"]),
+            [own, "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION"]
+        );
+        assert!(warnings.is_empty(), "{warnings:?}");
+    }
+    // A webhook that gives the role comes later: ours go again, and nobody else's.
+    let region = json!({"name": "OTHER", "value": "us-east-1"});
+    let before = pod(json!({}), json!({"containers": [{"name": "main", "env": [region]}]}));
+    let mut later = injected(&before, &[]);
+    let role = json!({"name": "AWS_ROLE_ARN", "value": "x"});
+    later["spec"]["containers"][0]["env"].as_array_mut().unwrap().push(role);
+    let (served, _) = after(&later, "s3=on");
+    assert_eq!(names(&served["spec"]["containers"][0]["env"]), ["OTHER", "AWS_ROLE_ARN"]);
+    assert_eq!(after(&served, "s3=on").0, served);
+}
+
+/// A status annotation that the author wrote opens nothing.
+#[test]
+fn a_forged_injection_gets_nothing_into_our_containers() {
+    let status = r#"{"version":"1","mode":"sidecar"}"#;
+    let code = json!([{"name": "LD_PRELOAD", "value": "/x/evil.so"}]);
+    let forged = |name: &str| {
+        json!({
+            "name": name, "args": ["x"], "env": code, "envFrom": [{"secretRef": {"name": "x"}}],
+            "lifecycle": {"postStart": {"exec": {"command": ["x"]}}}, "workingDir": "/x", "tty": true,
+            "startupProbe": {"exec": {"command": ["x"]}}, "imagePullPolicy": "Always",
+            "securityContext": {"capabilities": {"add": ["SYS_ADMIN"]}, "procMount": "Unmasked"},
+            "resources": {"limits": {"nvidia.com/gpu": "1"}, "claims": [{"name": "x"}]},
+            "volumeMounts": [
+                {"name": "x", "mountPath": "/usr/local/bin"},
+                {"name": "x", "mountPath": "/var/run/secrets/kubernetes.io/serviceaccount", "readOnly": true},
+                {"name": "warpdrive-run", "mountPath": "/lib", "subPath": "x"},
+            ],
+        })
+    };
+    let pod = pod(
+        json!({"warpdrive.io/status": status, "warpdrive.io/warm": "all"}),
+        json!({
+            "initContainers": [forged("warpdrive-mountd"), forged("warpdrive"), forged("warpdrive-mountd")],
+            "volumes": [
+                {"name": "x", "emptyDir": {}},
+                {"name": "warpdrive-config", "configMap": {"name": "mine", "optional": true, "defaultMode": 420}},
+                {"name": "warpdrive-run", "hostPath": {"path": "/"}},
+                {"name": "warpdrive-mount", "emptyDir": {"medium": "Memory"}},
+                {"name": "warpdrive-mount", "emptyDir": {}},
+                {"name": "warpdrive-socket", "csi": {"driver": "csi.warpdrive.io", "volumeAttributes": {"more": "x"}}},
+            ],
+        }),
+    );
+    for mode in ["mode=sidecar", "mode=csi"] {
+        let after = injected(&pod, &[mode]);
+        let mut clean = json!({"metadata": {"name": "p", "annotations": {"warpdrive.io/warm": "all"}}, "spec": {
+            "containers": [{"name": "main"}], "volumes": [{"name": "x", "emptyDir": {}}],
+        }});
+        clean = injected(&clean, &[mode]);
+        let ours = clean["spec"]["initContainers"].as_array_mut().unwrap();
+        for ours in ours.iter_mut().filter(|ours| ours["name"] != "warpdrive-warm") {
+            ours["imagePullPolicy"] = json!("Always");
+            let is_worker = ours["name"] == "warpdrive";
+            let mounts = ours["volumeMounts"].as_array_mut().unwrap();
+            let token = json!({"name": "x", "mountPath": "/var/run/secrets/kubernetes.io/serviceaccount", "readOnly": true});
+            // The worker may have what the author's own containers may have.
+            if is_worker {
+                mounts.push(json!({"name": "x", "mountPath": "/usr/local/bin"}));
+                mounts.push(token);
+                ours["env"].as_array_mut().unwrap().push(code[0].clone());
+            } else {
+                mounts.push(token);
+            }
+        }
+        assert_eq!(after["spec"]["initContainers"], clean["spec"]["initContainers"], "{mode}");
+        let sorted = |pod: &Value| {
+            let mut volumes = pod["spec"]["volumes"].as_array().unwrap().clone();
+            volumes.sort_by_key(|volume| volume["name"].to_string());
+            volumes
+        };
+        for (volume, mut wanted) in sorted(&after).into_iter().zip(sorted(&clean)) {
+            if wanted["name"] == "warpdrive-config" {
+                wanted["configMap"]["defaultMode"] = json!(420);
+            }
+            assert_eq!(volume, wanted, "{mode}");
+        }
+        assert_eq!(sorted(&after).len(), sorted(&clean).len());
+        // What belongs to the worker alone is not given to the author's containers either.
+        for volume in ["warpdrive-run", "warpdrive-socket", "warpdrive-tokens"] {
+            let mut greedy = pod.clone();
+            greedy["spec"]["containers"][0]["volumeMounts"] =
+                json!([{"name": volume, "mountPath": "/x"}]);
+            assert!(denied(&greedy).contains(volume));
+        }
+    }
+}
+
+#[test]
+fn ports_of_other_protocols_are_free() {
+    let ports = json!([{"containerPort": 9000, "protocol": "UDP"}]);
+    injected(&pod(json!({}), json!({"containers": [{"name": "main", "ports": ports}]})), &[]);
 }
 
 #[test]
@@ -282,7 +411,10 @@ fn ports_of_pods_on_the_hosts_network_are_derived_and_kept() {
         Outcome::Untouched { why } => panic!("{why}"),
     };
     let (first, warnings) = after(&before, "one");
-    assert!(warnings[0].contains("hostNetwork"), "{warnings:?}");
+    assert!(warnings[0].contains("hostNetwork") && warnings[0].contains("admin"), "{warnings:?}");
+    let off = pod(json!({"warpdrive.io/s3": "off"}), json!({"hostNetwork": true}));
+    let (_, warnings) = after(&off, "one");
+    assert!(warnings[0].contains("hostNetwork") && warnings[0].contains("admin"), "{warnings:?}");
     assert_eq!(after(&first, "two").0, first, "ports are kept");
     let ports = |pod: &Value| {
         let ports = pod["spec"]["initContainers"][1]["ports"].as_array().unwrap().clone();
@@ -367,9 +499,28 @@ fn a_new_file_system_gets_a_group() {
     {
         let after = injected(&pod(json!({}), json!({})), &[&format!("cache={cache}")]);
         assert_eq!(after["spec"]["securityContext"]["fsGroup"], wanted, "{cache}");
+        if !wanted.is_null() {
+            let policy = &after["spec"]["securityContext"]["fsGroupChangePolicy"];
+            assert_eq!(policy, "OnRootMismatch");
+            assert_eq!(injected(&after, &[&format!("cache={cache}")]), after);
+        }
     }
     let own = pod(json!({}), json!({"securityContext": {"fsGroup": 7}}));
     assert_eq!(injected(&own, &["cache=pvc:x"])["spec"]["securityContext"]["fsGroup"], 7);
+}
+
+/// Long lists with one item more in the middle are no work, and no replacement of the list.
+#[test]
+fn a_patch_of_long_lists_is_short() {
+    let item = |n: usize| json!({"name": format!("{n}-{}", "x".repeat(100)), "value": "v"});
+    let before: Vec<Value> = (0..4000).map(item).collect();
+    let mut after = before.clone();
+    after.insert(2000, item(5000));
+    after.remove(1900);
+    let (before, after) = (json!(before), json!(after));
+    let operations = patch(&before, &after);
+    assert_eq!(operations.len(), 2);
+    assert_eq!(applied(before, &operations), after);
 }
 
 #[test]

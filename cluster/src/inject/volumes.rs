@@ -6,7 +6,6 @@
 
 use serde_json::{Map, Value, json};
 
-use super::merge::{self, Key};
 use super::shape::{array_mut, text};
 use super::{Mode, Plan};
 use crate::names::{
@@ -25,10 +24,13 @@ const LEAST_SLACK_BYTES: u64 = 256 << 20;
 /// The free space that the disk tier leaves (`cache.min_free`), which a file system of its own needs.
 const KEPT_FREE_BYTES: u64 = 1 << 30;
 
+/// The names of all of them.
+pub(crate) const NAMES: &[&str] =
+    &[MOUNT_VOLUME, RUN_VOLUME, SOCKET_VOLUME, CACHE_VOLUME, CONFIG_VOLUME, TOKENS_VOLUME];
+
 /// Whether a volume is one of ours.
 pub(super) fn is_ours(name: &str) -> bool {
-    [MOUNT_VOLUME, RUN_VOLUME, SOCKET_VOLUME, CACHE_VOLUME, CONFIG_VOLUME, TOKENS_VOLUME]
-        .contains(&name)
+    NAMES.contains(&name)
 }
 
 /// What the disk tier takes of a node's disk at most: an `emptyDir` that grows above its limit costs
@@ -112,17 +114,38 @@ pub(super) fn wanted(plan: &Plan<'_>) -> Vec<Value> {
     volumes
 }
 
+/// What Kubernetes fills in: the rest of a volume of one of our names is never taken over.
+fn kept(mut ours: Value, old: &Value) -> Value {
+    for (source, field) in [
+        ("configMap", "/defaultMode"),
+        ("secret", "/defaultMode"),
+        ("projected", "/defaultMode"),
+        ("ephemeral", "/volumeClaimTemplate/spec/volumeMode"),
+    ] {
+        let filled = old.get(source).and_then(|source| source.pointer(field));
+        let (place, name) = field.rsplit_once('/').expect("it is written above, with a slash");
+        let place = ours.get_mut(source).and_then(|source| source.pointer_mut(place));
+        if let (Some(filled), Some(place)) = (filled, place)
+            && (filled.is_u64() || filled == "Filesystem")
+        {
+            place[name] = filled.clone();
+        }
+    }
+    ours
+}
+
 /// Puts them into the pod, in place of those of an earlier injection.
 pub(super) fn put(spec: &mut Map<String, Value>, plan: &Plan<'_>) {
-    let wanted = wanted(plan);
-    let kind = |volume: &Value| -> Option<String> {
-        volume.as_object()?.keys().find(|key| *key != "name").cloned()
-    };
+    let mut wanted = wanted(plan);
     let there = array_mut(spec, "volumes");
-    // One that is not needed any more, or is of another kind now, goes.
-    there.retain(|volume| {
+    // One that is not needed any more goes, and so does a second one of a name.
+    there.retain_mut(|volume| {
         let Some(name) = text(volume, "name").filter(|name| is_ours(name)) else { return true };
-        wanted.iter().any(|ours| text(ours, "name") == Some(name) && kind(ours) == kind(volume))
+        let Some(at) = wanted.iter().position(|ours| text(ours, "name") == Some(name)) else {
+            return false;
+        };
+        *volume = kept(wanted.remove(at), volume);
+        true
     });
-    merge::into_list(there, &wanted, Key("name"));
+    there.extend(wanted);
 }

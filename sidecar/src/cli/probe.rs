@@ -27,7 +27,7 @@ const S3: &str = "127.0.0.1:9000";
 Examples:
   warpdrive probe --live                                    for a liveness probe: never touches the mount
   warpdrive probe --ready --mount /data --s3 --wait 50s     for a startup probe of the worker
-  warpdrive probe --holder /run/warpdrive/mount.sock --wait 20s     for that of `mountd`
+  warpdrive probe --holder /run/warpdrive/mount.sock --wait 20s     for a `mountd` whose worker is elsewhere
   warpdrive probe --ready --admin unix:/run/warpdrive/admin.sock
 
 Exits 0 when everything that was asked for holds, 1 with a sentence on what is missing.")]
