@@ -616,6 +616,13 @@ fn rules_of_pods(settings: &Settings) -> Vec<Rule> {
             "label {INJECT_LABEL}: one of the ports {ports} is used by a container, choose another there"
         ),
     );
+    rules
+}
+
+/// Rules of volumes: those of ours, and those that a group would be given to.
+fn rules_of_volumes(settings: &Settings) -> Vec<Rule> {
+    let mut rules: Vec<Rule> = Vec::new();
+    let mut rule = |expression: String, sentence: String| rules.push((expression, sentence));
     let ours: Vec<&str> = crate::inject::VOLUMES.to_vec();
     let mount = text(crate::names::MOUNT_VOLUME);
     let theirs = text(crate::names::WORKER_CONTAINER);
@@ -645,20 +652,24 @@ fn rules_of_pods(settings: &Settings) -> Vec<Rule> {
             ),
         );
     }
-    let status = text(STATUS_ANNOTATION);
-    rule(
-        format!("{status} in variables.annotations"),
-        format!(
-            "label {INJECT_LABEL}: the pod was not injected, does the MutatingAdmissionPolicy {NAME} exist"
-        ),
-    );
     rules
+}
+
+/// The last rule: the other policy was there.
+fn rule_of_injection() -> Rule {
+    let expression = format!("{} in variables.annotations", text(STATUS_ANNOTATION));
+    let sentence = format!(
+        "label {INJECT_LABEL}: the pod was not injected, does the MutatingAdmissionPolicy {NAME} exist"
+    );
+    (expression, sentence)
 }
 
 /// The policy that denies what the first one cannot do.
 fn validating(defaults: &Defaults, settings: &Settings) -> Value {
     let mut rules = rules_of_annotations(settings);
     rules.extend(rules_of_pods(settings));
+    rules.extend(rules_of_volumes(settings));
+    rules.push(rule_of_injection());
     let validations: Vec<Value> = rules
         .into_iter()
         .map(|(expression, message)| json!({"expression": expression, "message": message}))

@@ -1,7 +1,7 @@
 //! YAML that every reader understands alike.
 //!
 //! Invariant: a text stays a text for readers of YAML 1.1 and of 1.2. The printer below knows 1.2 alone,
-//! where `on` and `1_000` are texts; kubectl and PyYAML read them as a boolean and a number.
+//! where `on` and `1_000` are texts; kubectl and others read them as a boolean and a number.
 
 use std::fmt::Display;
 
