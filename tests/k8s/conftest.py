@@ -50,8 +50,8 @@ def possible():
 
 @pytest.fixture(scope="session")
 def cluster(possible):
-    # Kubelet's own longest wait between two starts of a container is 5 minutes; the tests that go past it
-    # (test_kills.py) say so. Everything else about restarts is as it is everywhere.
+    # Kubelet's own longest wait between two starts of a container is 5 minutes, which no test sits through:
+    # the holder's patience is a minute more. Everything else about restarts is as it is everywhere.
     running = k8s.Cluster(backoff=os.environ.get("CRASH_BACKOFF", "30s"))
     yield running
     running.close()

@@ -50,7 +50,7 @@ def test_while_the_holder_starts(namespace, image, origin):
 
 
 def test_while_the_worker_starts(namespace, image, origin):
-    """Mounted, and the worker waits for an origin that does not answer."""
+    """The worker's container has begun, and nothing is ready yet."""
     namespace.apply(*origin.objects())
     victim(namespace, origin)
     k8s.until("the worker's container", lambda: init_started(namespace, "warpdrive"), 30, 0.02)

@@ -74,7 +74,8 @@ def test_init_containers_and_sidecars_of_the_user_keep_their_places(namespace, i
 
 
 def test_prewarm_fetches_before_the_main_container_starts(namespace, image, origin):
-    """The main container finds the cache full: it reads while the origin is told nothing."""
+    """The main container finds the cache full: what the origin was told meanwhile is printed
+    (test_examples.py asserts that it was nothing)."""
     check = [
         "python3", "-c",
         "import json, urllib.request\n"
