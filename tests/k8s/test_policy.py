@@ -118,8 +118,10 @@ def policy(cluster, make_namespace, request):
     """Settings of a policy in force, a namespace that asks for injection and one that does not."""
     arguments = [argument for setting in request.param for argument in ("--set", setting)]
     printed = inject("--policy", *arguments)
-    asked = make_namespace("-asked", {"warpdrive.io/inject": "true"})
-    plain = make_namespace("-plain")
+    # Names of their own: those of the settings before are still being deleted.
+    number = SETTINGS.index(request.param)
+    asked = make_namespace(f"-asked-{number}", {"warpdrive.io/inject": "true"})
+    plain = make_namespace(f"-plain-{number}")
     cluster.kubectl("apply", "-f", "-", stdin=printed)
     try:
         # The API server looks at its policies about once a second.
