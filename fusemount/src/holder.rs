@@ -6,7 +6,6 @@
 
 mod connection;
 pub(crate) mod device;
-mod guard;
 pub(crate) mod registrations;
 mod server;
 mod system;
@@ -27,11 +26,10 @@ use rustix::net::{
 use rustix::process::Uid;
 
 use crate::config::HolderConfig;
-use crate::mount::{MountError, clear_mount_point};
+use crate::mount::{MountError, clear_mount_point, make_mount_point};
 use connection::Connection;
-pub use guard::guard;
 use server::{Holder, MAX_PEERS};
-pub(crate) use system::{install, peer};
+pub(crate) use system::{ending, install, peer};
 use wire::connect_to;
 
 /// Mounts, and serves workers until SIGTERM, SIGINT, SIGHUP, a worker's request or an `umount`
@@ -39,17 +37,13 @@ use wire::connect_to;
 ///
 /// An error is a sentence that says what to do; nothing is mounted then.
 pub fn hold(config: HolderConfig) -> Result<(), MountError> {
-    let ending = system::ending().map_err(|error| failed("handling signals", &error))?;
+    let ending = ending().map_err(|error| failed("handling signals", &error))?;
     make_room(&config.socket)?;
     make_mount_point(&config.mount_point)?;
     let target = clear_mount_point(&config.mount_point, config.force, true)?;
     let connection = Connection::open(&target, &config)?;
     let listener = listen_at(&config)
         .map_err(|error| failed(&format!("listening on `{}`", config.socket.display()), &error))?;
-    if std::process::id() == 1 {
-        // Nobody else reaps what probes leave in a container; nothing is started from here on.
-        system::reap_by_itself().map_err(|error| failed("reaping", &error))?;
-    }
     let socket = config.socket.clone();
     say(format_args!("holding `{}` for workers on `{}`", target.display(), socket.display()));
     let ended = Holder::new(config, target, connection).run(&listener, &ending);
@@ -58,31 +52,13 @@ pub fn hold(config: HolderConfig) -> Result<(), MountError> {
     ended.map_err(|error| failed("waiting", &error))
 }
 
-fn failed(what: &str, error: &io::Error) -> MountError {
+pub(crate) fn failed(what: &str, error: &io::Error) -> MountError {
     MountError::Refused(format!("{what} failed: {error}"))
 }
 
 /// A line for whoever reads what the holder says; it is all that it says.
-fn say(line: Arguments<'_>) {
+pub(crate) fn say(line: Arguments<'_>) {
     let _ = writeln!(io::stderr(), "mountd: {line}");
-}
-
-/// Makes the directory that is to be mounted over, in one that is there: a volume comes empty.
-fn make_mount_point(point: &Path) -> Result<(), MountError> {
-    match std::fs::create_dir(point) {
-        // What is wrong with one that is there, or with its parent, is found out next.
-        Err(error) if !matches!(error.kind(), ErrorKind::AlreadyExists | ErrorKind::NotFound) => {
-            // A dead mount, and one on a file system that cannot be written, are there as well.
-            match point.symlink_metadata() {
-                Err(seen) if seen.kind() == ErrorKind::NotFound => {
-                    let shown = point.display();
-                    Err(MountError::MountPoint(format!("mount point `{shown}`: {error}")))
-                }
-                _ => Ok(()),
-            }
-        }
-        _ => Ok(()),
-    }
 }
 
 /// How long it is looked whether somebody listens on a socket, which is a system call unless that

@@ -10,6 +10,7 @@ mod backing;
 mod config;
 mod errno;
 mod fs;
+mod guard;
 mod holder;
 mod journal;
 mod metrics;
@@ -19,7 +20,8 @@ mod registrar;
 
 pub use adapter::unbind_thread;
 pub use config::{HolderConfig, MountConfig};
-pub use holder::{guard, hold};
+pub use guard::guard;
+pub use holder::hold;
 pub use metrics::Metrics;
 pub use mount::{
     HolderStatus, Mount, MountError, MountPointState, check_mount_point, dismiss_worker,

@@ -10,13 +10,12 @@ use std::path::{Path, PathBuf};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::mount::{UnmountFlags, unmount};
 
 use super::registrations::Registrations;
 use super::wire::MAX_DESCRIPTORS;
 use super::{device, say};
 use crate::config::HolderConfig;
-use crate::mount::{MountEntry, MountError, attach_own, is_mounted, mounted_at, raise_read_ahead};
+use crate::mount::{MountEntry, MountError, attach_own, mounted_at, raise_read_ahead, take_away};
 
 /// `FUSE_MIN_READ_BUFFER`, the least that the kernel reads a request into.
 const LEAST_BUFFER_BYTES: usize = 8192;
@@ -30,9 +29,6 @@ const INIT_WITHIN: Timespec = Timespec { tv_sec: 2, tv_nsec: 0 };
 
 /// Requests refused before the holder looks at its sockets again.
 const REFUSALS_AT_ONCE: usize = 64;
-
-/// Mounts that lie on each other at one place: more than a few are made as fast as they are taken away.
-const MOST_STACKED: usize = 16;
 
 /// `fuse_in_header`: length, opcode, unique, node, uid, gid, pid and padding.
 const IN_HEADER_BYTES: usize = 40;
@@ -164,29 +160,7 @@ impl Connection {
 
     /// Takes the mount away: only if nobody uses it, or in any case, with what lies on it.
     pub(super) fn unmount(&self, lazily: bool) -> io::Result<()> {
-        let Some(entry) = &self.entry else { return self.detach(lazily, true) };
-        for _ in 0..MOST_STACKED {
-            // Someone else may have unmounted it, and mounted another there.
-            if !is_mounted(entry) {
-                return Ok(());
-            }
-            let is_topmost = mounted_at(&self.target).as_ref() == Some(entry);
-            if !lazily && !is_topmost {
-                return Err(Errno::BUSY.into());
-            }
-            self.detach(lazily, is_topmost)?;
-        }
-        if is_mounted(entry) { Err(Errno::BUSY.into()) } else { Ok(()) }
-    }
-
-    fn detach(&self, lazily: bool, own: bool) -> io::Result<()> {
-        // FORCE cuts the connection, so that those who still use it get ENOTCONN and do not wait.
-        let force = if own { UnmountFlags::FORCE } else { UnmountFlags::empty() };
-        let flags = if lazily { UnmountFlags::DETACH | force } else { UnmountFlags::empty() };
-        match unmount(&self.target, flags | UnmountFlags::NOFOLLOW) {
-            Ok(()) | Err(Errno::INVAL | Errno::NOENT) => Ok(()),
-            Err(error) => Err(error.into()),
-        }
+        take_away(&self.target, self.entry.as_ref(), lazily)
     }
 }
 

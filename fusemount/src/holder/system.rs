@@ -23,7 +23,7 @@ extern "C" fn note(_: libc::c_int) {
 }
 
 /// A descriptor that becomes readable with the first SIGTERM, SIGINT or SIGHUP.
-pub(super) fn ending() -> io::Result<OwnedFd> {
+pub(crate) fn ending() -> io::Result<OwnedFd> {
     let (read, write) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
     // Kept open for good: the handler stays.
     OUT.store(write.as_raw_fd(), Ordering::Relaxed);
@@ -33,15 +33,6 @@ pub(super) fn ending() -> io::Result<OwnedFd> {
         install(signal, note, libc::SA_RESTART)?;
     }
     Ok(read)
-}
-
-/// Has the kernel reap every child that ends; afterwards none can be waited for.
-pub(super) fn reap_by_itself() -> io::Result<()> {
-    // SAFETY: ignoring a signal runs nothing.
-    match unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) } {
-        libc::SIG_ERR => Err(io::Error::last_os_error()),
-        _ => Ok(()),
-    }
 }
 
 /// Installs a handler that does nothing which a handler must not.
@@ -63,21 +54,8 @@ pub(crate) fn install(
 /// Process and user behind a local socket. The process is 0 when it is in a process namespace that
 /// this one does not see, as the other containers of a pod are.
 pub(crate) fn peer(socket: BorrowedFd<'_>) -> io::Result<(u32, u32)> {
-    let mut found = libc::ucred { pid: 0, uid: u32::MAX, gid: u32::MAX };
-    let mut length = libc::socklen_t::try_from(size_of::<libc::ucred>()).expect("12 bytes");
-    // SAFETY: the kernel writes at most `length` bytes to `found`, which any bytes are valid for.
-    let code = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_PEERCRED,
-            (&raw mut found).cast(),
-            &raw mut length,
-        )
-    };
-    if code != 0 {
-        return Err(io::Error::last_os_error());
-    }
+    let unknown = libc::ucred { pid: 0, uid: u32::MAX, gid: u32::MAX };
+    let found = option(socket, libc::SO_PEERCRED, unknown)?;
     Ok((u32::try_from(found.pid).unwrap_or(0), found.uid))
 }
 
@@ -86,24 +64,26 @@ pub(crate) fn peer(socket: BorrowedFd<'_>) -> io::Result<(u32, u32)> {
 pub(super) fn peer_process(socket: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     /// `SO_PEERPIDFD` of `asm-generic/socket.h`.
     const PEER_PIDFD: libc::c_int = 77;
-    let mut found: libc::c_int = -1;
-    let mut length = libc::socklen_t::try_from(size_of::<libc::c_int>()).expect("4 bytes");
-    // SAFETY: the kernel writes at most `length` bytes to `found`, which any bytes are valid for.
-    let code = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            PEER_PIDFD,
-            (&raw mut found).cast(),
-            &raw mut length,
-        )
-    };
-    if code != 0 {
-        return Err(io::Error::last_os_error());
-    }
+    let found: libc::c_int = option(socket, PEER_PIDFD, -1)?;
     if found < 0 {
         return Err(Errno::SRCH.into());
     }
     // SAFETY: the kernel made it for this call, and nothing else knows its number.
     Ok(unsafe { OwnedFd::from_raw_fd(found) })
+}
+
+/// Structures of C that any bytes are valid for.
+trait Plain: Copy {}
+impl Plain for libc::ucred {}
+impl Plain for libc::c_int {}
+
+/// What the kernel says of a socket.
+fn option<T: Plain>(socket: BorrowedFd<'_>, name: libc::c_int, mut found: T) -> io::Result<T> {
+    let mut length = libc::socklen_t::try_from(size_of::<T>()).expect("a few bytes");
+    let (at, length) = ((&raw mut found).cast(), &raw mut length);
+    // SAFETY: the kernel writes at most `length` bytes to `found`, which any bytes are valid for.
+    match unsafe { libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, name, at, length) } {
+        0 => Ok(found),
+        _ => Err(io::Error::last_os_error()),
+    }
 }

@@ -13,7 +13,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, kill_process, pidfd_open, wait};
 
-use super::{failed, say, system};
+use crate::holder::{ending, failed, say};
 use crate::mount::{MountError, Privilege, detach, is_own_mount};
 
 /// How often orphans are reaped while nothing happens: a probe leaves one at most.
@@ -21,10 +21,10 @@ const REAP_EVERY: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
 /// Mounts that can lie on each other: a holder makes one, and what crashes leave is few.
 const MOST_MOUNTS: usize = 16;
 
-/// Runs `holder`, a command that ends up in [`super::hold`] for `mount_point`, passes signals on to
+/// Runs `holder`, a command that ends up in [`crate::hold`] for `mount_point`, passes signals on to
 /// it, and takes away the mount if it does not end by itself.
 pub fn guard(mount_point: &Path, mut holder: Command) -> Result<(), MountError> {
-    let ending = system::ending().map_err(|error| failed("handling signals", &error))?;
+    let ending = ending().map_err(|error| failed("handling signals", &error))?;
     let child = holder.spawn().map_err(|error| failed("starting the holder", &error))?;
     let status =
         watch(&child, &ending).map_err(|error| failed("waiting for the holder", &error))?;
