@@ -49,8 +49,7 @@ pub enum OpenError {
 }
 
 fn holder(pid: Option<u32>, host: Option<&str>) -> String {
-    let process =
-        pid.map_or_else(|| "another process".to_owned(), |pid| format!("process {pid}"));
+    let process = pid.map_or_else(|| "another process".to_owned(), |pid| format!("process {pid}"));
     // Numbers of processes mean nothing across containers.
     match host.filter(|host| *host != host_name()) {
         Some(host) => format!("{process} of `{host}`"),

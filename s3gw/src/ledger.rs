@@ -113,11 +113,7 @@ impl Ledger {
 }
 
 fn upload_of(bucket: &str, key: &str, upload: &str) -> Unfinished {
-    Unfinished::Upload {
-        bucket: bucket.to_owned(),
-        key: key.to_owned(),
-        upload: upload.to_owned(),
-    }
+    Unfinished::Upload { bucket: bucket.to_owned(), key: key.to_owned(), upload: upload.to_owned() }
 }
 
 /// A write that goes on.

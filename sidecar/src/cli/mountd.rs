@@ -14,6 +14,7 @@ use super::{Stop, duration, size};
 use crate::config;
 
 /// How `mountd` mounts.
+#[allow(clippy::struct_excessive_bools)] // Each is a flag of the command line.
 #[derive(Debug, Clone, Args)]
 #[command(after_help = "\
 What it needs: root, or CAP_SYS_ADMIN, and /dev/fuse; in a container, `privileged: true` with

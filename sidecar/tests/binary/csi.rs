@@ -671,7 +671,7 @@ fn root_is_no_worker_where_the_node_does_not_say_so() {
     let socket = home.path("holder/mount.sock");
     let worker = home.command("run", &["--holder", socket.to_str().unwrap()]);
     let worker = Process::spawn("warpdrive", worker, &home.path("refused.log")).unwrap();
-    let ended = worker.wait(Duration::from_secs(60)).expect("it is refused");
+    let ended = worker.wait(Duration::from_mins(1)).expect("it is refused");
     let asked = (ended.success(), fs::read_to_string(home.path("refused.log")).unwrap());
     assert!(!asked.0 && asked.1.contains("may not be a worker"), "{asked:?}");
     for target in [pod.mount(), pod.socket()] {
