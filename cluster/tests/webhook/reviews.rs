@@ -148,8 +148,10 @@ async fn health_is_on_both_ports_and_metrics_are_on_one() {
     let caller = Caller::trusting(&authority.bundle());
     for (path, expected) in [("/healthz", 200), ("/readyz", 200), ("/metrics", 404), ("/", 404)] {
         let mut sender = caller.open(serving.address).await.unwrap();
-        let request =
-            hyper::Request::get(path).header("host", "x").body(Default::default()).unwrap();
+        let request = hyper::Request::get(path)
+            .header("host", "x")
+            .body(http_body_util::Full::default())
+            .unwrap();
         assert_eq!(
             collected(sender.send_request(request).await.unwrap()).await.0,
             expected,
