@@ -51,6 +51,9 @@ EVERYTHING = {
 
 
 def test_install_upgrade_rollback_uninstall_leave_nothing(cluster, make_release):
+    # What other tests left to be deleted would be missed below.
+    phases = lambda: cluster.kubectl("get", "namespaces", "-o", "jsonpath={.items[*].status.phase}").stdout
+    k8s.until("no namespace is going", lambda: "Terminating" not in phases(), 120)
     before_namespaces = objects(cluster)
     release = make_release()
     before = objects(cluster)
