@@ -1,3 +1,5 @@
+//! What injection makes of pods: properties for all of them, and each rule with a pod that needs it.
+
 use proptest::prelude::*;
 use serde_json::{Value, json};
 

@@ -1,3 +1,5 @@
+//! Annotations that are understood, and the sentence for each that is not.
+
 use serde_json::json;
 
 use super::{ANNOTATIONS, Cache, Defaults, Mode, Object, S3, Settings, Warm};
