@@ -273,6 +273,14 @@ impl Node {
         );
     }
 
+    /// Takes a pod's volumes away, in this order, and looks that nothing of it is left.
+    fn assert_goes(&self, pod: &Pod, targets: [PathBuf; 2]) {
+        for target in targets {
+            assert_eq!(self.unpublish(&target).code, OK, "{}", self.log());
+        }
+        self.assert_nothing_left(pod);
+    }
+
     fn assert_nothing_left(&self, pod: &Pod) {
         assert!(!pod.mount().exists(), "{}", self.log());
         assert!(!pod.socket().exists(), "{}", self.log());
@@ -555,10 +563,7 @@ fn a_holder_that_dies_is_told_and_the_next_containers_have_a_mount() {
     unmount(home.path("mnt"), UnmountFlags::DETACH).unwrap();
     drop(worker);
     kill(node.holder(&pod));
-    for target in [pod.socket(), pod.mount()] {
-        assert_eq!(node.unpublish(&target).code, OK, "{}", node.log());
-    }
-    node.assert_nothing_left(&pod);
+    node.assert_goes(&pod, [pod.socket(), pod.mount()]);
 }
 
 #[test]
@@ -621,10 +626,7 @@ fn a_record_of_another_release_ends_no_mount() {
     node.publish_both(&pod);
     assert_eq!(node.holder(&pod), holder);
     assert_eq!(worker.stop(), Some(0));
-    for target in [pod.mount(), pod.socket()] {
-        assert_eq!(node.unpublish(&target).code, OK, "{}", node.log());
-    }
-    node.assert_nothing_left(&pod);
+    node.assert_goes(&pod, [pod.mount(), pod.socket()]);
 }
 
 #[test]
@@ -652,10 +654,7 @@ fn what_another_kubelet_directory_has_is_left_alone() {
     node.kill();
     fs::write(&path, before).unwrap();
     node.restart();
-    for target in [pod.mount(), pod.socket()] {
-        assert_eq!(node.unpublish(&target).code, OK, "{}", node.log());
-    }
-    node.assert_nothing_left(&pod);
+    node.assert_goes(&pod, [pod.mount(), pod.socket()]);
 }
 
 #[test]
@@ -674,10 +673,7 @@ fn root_is_no_worker_where_the_node_does_not_say_so() {
     let ended = worker.wait(Duration::from_mins(1)).expect("it is refused");
     let asked = (ended.success(), fs::read_to_string(home.path("refused.log")).unwrap());
     assert!(!asked.0 && asked.1.contains("may not be a worker"), "{asked:?}");
-    for target in [pod.mount(), pod.socket()] {
-        assert_eq!(node.unpublish(&target).code, OK, "{}", node.log());
-    }
-    node.assert_nothing_left(&pod);
+    node.assert_goes(&pod, [pod.mount(), pod.socket()]);
 }
 
 /// Unpublishing never deletes through a mount, whoever is alive or dead behind it.
@@ -796,8 +792,5 @@ fn a_second_service_waits_for_the_first() {
     assert!(node.service.wait(Duration::from_secs(15)).unwrap().success());
     node.service = second;
     node.wait();
-    for target in [pod.mount(), pod.socket()] {
-        assert_eq!(node.unpublish(&target).code, OK, "{}", node.log());
-    }
-    node.assert_nothing_left(&pod);
+    node.assert_goes(&pod, [pod.mount(), pod.socket()]);
 }
