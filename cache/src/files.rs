@@ -271,9 +271,7 @@ impl FileTier {
         let (id, size) = (object.id(), object.meta.size);
         let set = SetId::of(object.store, object.key.as_str());
         ledger.admission.access(set, Item(id), size);
-        let free = ledger
-            .budget
-            .high_bytes
+        let free = (ledger.budget.admitted_bytes())
             .saturating_sub(ledger.index.bytes())
             .saturating_sub(ledger.promised_bytes);
         if ledger.admission.admit(set, Item(id), size, free) == Verdict::Refuse {

@@ -138,6 +138,21 @@ impl ListCache {
         }
         found
     }
+
+    /// Objects of the key's directory on the page that names the key, those in directories below
+    /// included; 0 where no listing has shown it.
+    pub(crate) fn siblings(&self, key: &ObjectKey) -> usize {
+        let (_, name) = split(key.as_str());
+        let prefix = &key.as_str()[..key.as_str().len() - name.len()];
+        let pages = self.pages.lock();
+        let within = |held: &Held| {
+            let entries = &held.page.entries;
+            entries.binary_search_by(|e| e.key.as_str().cmp(key.as_str())).ok()?;
+            let from = entries.partition_point(|e| e.key.as_str() < prefix);
+            Some(entries[from..].partition_point(|e| e.key.as_str().starts_with(prefix)))
+        };
+        pages.held.values().find_map(within).unwrap_or(0)
+    }
 }
 
 fn split(key: &str) -> (&str, &str) {

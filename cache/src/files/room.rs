@@ -79,6 +79,11 @@ impl Budget {
         budget.low_bytes = budget.low_bytes.saturating_sub(others).min(budget.high_bytes);
         budget
     }
+
+    /// What admission may fill.
+    pub(super) fn admitted_bytes(&self) -> u64 {
+        self.high_bytes - self.high_bytes / SLACK
+    }
 }
 
 /// Bytes that a file takes on disk.
@@ -135,8 +140,8 @@ impl FileTier {
         let before = ledger.budget.high_bytes;
         ledger.budget = Budget::now(&self.terms, others, held, free);
         if ledger.budget.high_bytes != before {
-            let high = ledger.budget.high_bytes;
-            ledger.admission.set_capacity(high - high / SLACK);
+            let fills = ledger.budget.admitted_bytes();
+            ledger.admission.set_capacity(fills);
         }
     }
 

@@ -1,8 +1,13 @@
 //! Objects that are read one after the other, as they are listed.
 //!
-//! Invariant: nothing is asked for of a directory that is read in any other order, however many of its
-//! objects are read. An object of a proven walk is asked for once. Bounded: a few walks, each with a few
-//! dozen objects ahead; the longest unused is forgotten.
+//! Invariant: of a directory that is read in any other order next to nothing is asked for, however many of
+//! its objects are read and however few it has. An object of a proven walk is asked for once. Bounded: a
+//! few walks, each with a few dozen objects ahead; the longest unused is forgotten.
+//!
+//! What is proof depends on how often chance does the same: among the 400 shuffled objects of a small
+//! directory somebody is always near some place where somebody was. So each walk sums up evidence, in bits:
+//! how much likelier its next step is for a reader in listing order than for one that draws from the whole
+//! directory (a CUSUM test, Page 1954).
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -18,9 +23,11 @@ const MAX_WALKS: usize = 32;
 /// Objects that may be left out, or come in another order: several are open at once.
 const SKIP: usize = 4;
 
-/// Objects found in their place before a walk is one: two in a row are common among shuffled objects
-/// of a small directory, three are not.
-const PROOF: u32 = 2;
+/// Steps before a walk is one, however unlikely they are by chance.
+const PROOF_STEPS: u32 = 2;
+
+/// Evidence that a walk is one: a thousandth of those that chance begins get so far.
+const PROOF_BITS: f64 = 10.0;
 
 /// Most objects that are asked for ahead.
 const MAX_OBJECTS: usize = 64;
@@ -50,9 +57,15 @@ struct Walk {
     next: VecDeque<(ObjectKey, ObjectMeta)>,
     /// How many of `next` have been asked for.
     asked: usize,
-    /// Objects that were read in their place.
+    /// Objects of the directory, as far as one page of a listing tells: what chance draws from.
+    objects: usize,
+    evidence_bits: f64,
+    /// Objects that were read in their place, and those of them since the walk was proven.
     steps: u32,
+    proven_steps: u32,
+    /// When it was used last, and the arrivals from the step before to the last one.
     used: u64,
+    gap: u64,
 }
 
 /// An object to fetch ahead: so many bytes from its start on.
@@ -82,9 +95,8 @@ impl Walks {
             if let Some(place) = place {
                 walk.next.drain(..=place);
                 walk.asked = walk.asked.saturating_sub(place + 1);
-                walk.steps = walk.steps.saturating_add(1);
+                walk.step(place, used);
                 walk.at = key.clone();
-                walk.used = used;
                 let wanted = walk.window().max(SKIP);
                 if walk.next.len() < wanted.div_ceil(2).max(SKIP) {
                     let from = walk.next.back().map_or(key, |(last, _)| last).clone();
@@ -105,7 +117,18 @@ impl Walks {
         {
             held.walks.swap_remove(oldest);
         }
-        held.walks.push(Walk { store, at: key.clone(), next, asked: 0, steps: 0, used });
+        held.walks.push(Walk {
+            store,
+            at: key.clone(),
+            next,
+            asked: 0,
+            objects: lists.siblings(key),
+            evidence_bits: 0.0,
+            steps: 0,
+            proven_steps: 0,
+            used,
+            gap: 1,
+        });
         self.count.store(held.walks.len(), Ordering::Release);
     }
 
@@ -154,9 +177,34 @@ impl Walks {
 }
 
 impl Walk {
+    /// Weighs a step: the object in `place` of those that follow, at the arrival `now`.
+    #[allow(clippy::cast_precision_loss)] // Of small numbers, and evidence is no exact thing.
+    fn step(&mut self, place: usize, now: u64) {
+        let gap = now.saturating_sub(self.used).max(1);
+        // A reader that goes on after as many others as the last time is half of what is expected of
+        // workers side by side; else the more came between, the less likely it is still the same.
+        let near = self.gap / 4;
+        let ways = if gap.abs_diff(self.gap) <= near { 2 * near + 1 } else { gap * (gap + 1) };
+        let by_chance = (self.objects.max(1) as f64).log2();
+        let cost = 2.0 + place as f64 + (ways as f64).log2();
+        let needed = self.needed_bits();
+        self.evidence_bits = (self.evidence_bits + by_chance - cost).clamp(0.0, 2.0 * needed);
+        (self.used, self.gap) = (now, gap);
+        self.steps = self.steps.saturating_add(1);
+        let proven = self.steps >= PROOF_STEPS && self.evidence_bits >= needed;
+        self.proven_steps = if proven { self.proven_steps.saturating_add(1) } else { 0 };
+    }
+
+    /// In a directory of few objects, what two steps in a row give: little is lost there.
+    #[allow(clippy::cast_precision_loss)]
+    fn needed_bits(&self) -> f64 {
+        let one_step = (self.objects.max(1) as f64).log2() - 2.0;
+        (f64::from(PROOF_STEPS) * one_step).clamp(0.0, PROOF_BITS)
+    }
+
     /// Objects to have asked for ahead.
     fn window(&self) -> usize {
-        match self.steps.checked_sub(PROOF) {
+        match self.proven_steps.checked_sub(1) {
             None => 0,
             Some(more) => (FIRST_OBJECTS << more.min(8)).min(MAX_OBJECTS),
         }
@@ -229,6 +277,41 @@ mod tests {
         // A full permutation: 7,919 and 10,000 have no common factor.
         let asked = walk((0..10_000).map(|n| n * 7919 % 10_000), &lists);
         assert_eq!(asked, []);
+    }
+
+    #[tokio::test]
+    async fn shuffled_objects_of_small_directories_ask_for_next_to_nothing() {
+        for count in [64, 128, 400, 1000] {
+            let lists = listed(count, 1 << 20);
+            let mut dice = 0x9e37_79b9_7f4a_7c15_u64;
+            let mut order: Vec<usize> = (0..count).collect();
+            let epochs = 40_000 / count;
+            let mut read = Vec::new();
+            for _ in 0..epochs {
+                for n in (1..count).rev() {
+                    dice ^= dice << 13;
+                    dice ^= dice >> 7;
+                    dice ^= dice << 17;
+                    order.swap(n, (dice % (n as u64 + 1)) as usize);
+                }
+                read.extend_from_slice(&order);
+            }
+            // Half of them are never near: a cache that holds the other half.
+            let walks = Walks::default();
+            let mut asked = 0;
+            for n in &read {
+                walks.arrive(1, &key(*n), n % 2 == 0, &lists);
+                asked += walks.upcoming(1, &key(*n), 8 << 20, 64 << 20).len();
+            }
+            assert!(asked * 100 <= read.len(), "{asked} ahead of {} reads of {count}", read.len());
+        }
+    }
+
+    #[tokio::test]
+    async fn many_workers_in_order_are_found_out() {
+        let lists = listed(10_000, 100 << 10);
+        let order = (0..200).flat_map(|n| (0..16).map(move |worker| worker * 600 + n));
+        assert!(walk(order, &lists).len() >= 16 * 180);
     }
 
     #[tokio::test]

@@ -99,7 +99,8 @@ impl Scale {
             middle: items("middle", count(128, 8), MIB),
             large: items("large", count(64, 2), 8 * MIB),
             tree: if quick { (5, 20) } else { (count(100, 5), 1000) },
-            shuffled: items("shuffled", count(400, 128), MIB),
+            // Half of it must be a size that a cache may have.
+            shuffled: items("shuffled", count(400, 128).max(128), MIB),
             epochs: if quick { 2 } else { 5 },
             upload_bytes: mib(1024, 24),
             cold_reads: if quick { 20 } else { 100 },
