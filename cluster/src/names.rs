@@ -33,6 +33,8 @@ pub const CACHE_VOLUME: &str = "warpdrive-cache";
 pub const CONFIG_VOLUME: &str = "warpdrive-config";
 /// Volume with projected service-account tokens.
 pub const TOKENS_VOLUME: &str = "warpdrive-tokens";
+/// Empty volume that lies where the API server would mount the pod's own token into our containers.
+pub const NO_TOKEN_VOLUME: &str = "warpdrive-no-token";
 
 /// Where [`MOUNT_VOLUME`] is in our own containers.
 pub const MOUNT_DIRECTORY: &str = "/warpdrive";
@@ -55,6 +57,8 @@ pub const CONFIG_DIRECTORY: &str = "/etc/warpdrive";
 pub const CONFIG_KEY: &str = "warpdrive.yaml";
 /// Where [`TOKENS_VOLUME`] is in the worker.
 pub const TOKENS_DIRECTORY: &str = "/var/run/secrets/warpdrive.io/tokens";
+/// Where [`NO_TOKEN_VOLUME`] is in our own containers: nobody mounts a token where something is mounted.
+pub const API_TOKEN_DIRECTORY: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 /// The program in the image.
 pub const PROGRAM: &str = "/usr/local/bin/warpdrive";
 

@@ -258,6 +258,11 @@ def test_the_commands_of_the_readme(release, make_namespace, origin, acme, tmp_p
     wait_complete(namespace, "train")
     (pod,) = namespace.pods("job-name=train")
     assert [container["name"] for container in pod["spec"]["initContainers"]] == ["warpdrive-mountd", "warpdrive"]
+    with_token = [
+        container["name"] for kind in ("initContainers", "containers") for container in pod["spec"][kind]
+        if any(mount["name"].startswith("kube-api-access") for mount in container["volumeMounts"])
+    ]
+    assert with_token == [container["name"] for container in pod["spec"]["containers"]], "the pod's own token is not for us"
     end(namespace, "train")
 
 

@@ -11,10 +11,11 @@ use super::shape::{array, array_mut, text};
 use super::volumes::{RUN_BYTES, empty_dir_bytes};
 use super::{Mode, Plan};
 use crate::names::{
-    CACHE_DIRECTORY, CACHE_VOLUME, CONFIG_DIRECTORY, CONFIG_KEY, CONFIG_VOLUME, HOLDER_SOCKET,
-    MOUNT_DIRECTORY, MOUNT_SUBDIRECTORY, MOUNT_VOLUME, MOUNTD_CONTAINER, PROGRAM, RUN_DIRECTORY,
-    RUN_VOLUME, SOCKET_DIRECTORY, SOCKET_VOLUME, STATE_SUBDIRECTORY, TOKENS_DIRECTORY,
-    TOKENS_VOLUME, WARM_CONTAINER, WORKER_CONTAINER, WORKER_ID,
+    API_TOKEN_DIRECTORY, CACHE_DIRECTORY, CACHE_VOLUME, CONFIG_DIRECTORY, CONFIG_KEY,
+    CONFIG_VOLUME, HOLDER_SOCKET, MOUNT_DIRECTORY, MOUNT_SUBDIRECTORY, MOUNT_VOLUME,
+    MOUNTD_CONTAINER, NO_TOKEN_VOLUME, PROGRAM, RUN_DIRECTORY, RUN_VOLUME, SOCKET_DIRECTORY,
+    SOCKET_VOLUME, STATE_SUBDIRECTORY, TOKENS_DIRECTORY, TOKENS_VOLUME, WARM_CONTAINER,
+    WORKER_CONTAINER, WORKER_ID,
 };
 use crate::settings::{Cache, Object, Quantities, S3, Settings, Warm, quantity};
 
@@ -220,6 +221,12 @@ fn container(plan: &Plan<'_>, name: &str, body: Value) -> Value {
     }
     container["terminationMessagePath"] = json!("/dev/termination-log");
     container["terminationMessagePolicy"] = json!("FallbackToLogsOnError");
+    // The pod's own identity is not for us, and the holder is privileged.
+    array_mut(
+        container.as_object_mut().expect("a container is written as an object"),
+        "volumeMounts",
+    )
+    .push(json!({"name": NO_TOKEN_VOLUME, "mountPath": API_TOKEN_DIRECTORY, "readOnly": true}));
     container
 }
 
@@ -469,24 +476,11 @@ fn kept(mut ours: Value, old: &Value) -> Value {
             }
         }
     }
-    if text(&ours, "name") == Some(MOUNTD_CONTAINER) {
-        let token = array(old, "volumeMounts").iter().find(|mount| is_token(mount));
-        if let (Some(token), Some(ours)) = (token, ours.as_object_mut()) {
-            array_mut(ours, "volumeMounts").push(token.clone());
-        }
-    } else {
+    if text(&ours, "name") != Some(MOUNTD_CONTAINER) {
         added(&mut ours, old, "env", "name");
         added(&mut ours, old, "volumeMounts", "mountPath");
     }
     ours
-}
-
-/// The token of the pod's service account, as the API server mounts it into every container.
-fn is_token(mount: &Value) -> bool {
-    text(mount, "mountPath") == Some("/var/run/secrets/kubernetes.io/serviceaccount")
-        && text(mount, "name").is_some_and(|name| !super::volumes::is_ours(name))
-        && mount.get("readOnly") == Some(&json!(true))
-        && mount.as_object().is_some_and(|mount| mount.len() == 3)
 }
 
 /// Puts them behind the leading containers of a mesh and before everybody else's.

@@ -358,16 +358,11 @@ fn a_forged_injection_gets_nothing_into_our_containers() {
         let ours = clean["spec"]["initContainers"].as_array_mut().unwrap();
         for ours in ours.iter_mut().filter(|ours| ours["name"] != "warpdrive-warm") {
             ours["imagePullPolicy"] = json!("Always");
-            let is_worker = ours["name"] == "warpdrive";
-            let mounts = ours["volumeMounts"].as_array_mut().unwrap();
-            let token = json!({"name": "x", "mountPath": "/var/run/secrets/kubernetes.io/serviceaccount", "readOnly": true});
-            // The worker may have what the author's own containers may have.
-            if is_worker {
+            // The worker may have what the author's own containers may have, but for the pod's token.
+            if ours["name"] == "warpdrive" {
+                let mounts = ours["volumeMounts"].as_array_mut().unwrap();
                 mounts.push(json!({"name": "x", "mountPath": "/usr/local/bin"}));
-                mounts.push(token);
                 ours["env"].as_array_mut().unwrap().push(code[0].clone());
-            } else {
-                mounts.push(token);
             }
         }
         assert_eq!(after["spec"]["initContainers"], clean["spec"]["initContainers"], "{mode}");
@@ -384,7 +379,9 @@ fn a_forged_injection_gets_nothing_into_our_containers() {
         }
         assert_eq!(sorted(&after).len(), sorted(&clean).len());
         // What belongs to the worker alone is not given to the author's containers either.
-        for volume in ["warpdrive-run", "warpdrive-socket", "warpdrive-tokens"] {
+        for volume in
+            ["warpdrive-run", "warpdrive-socket", "warpdrive-tokens", "warpdrive-no-token"]
+        {
             let mut greedy = pod.clone();
             greedy["spec"]["containers"][0]["volumeMounts"] =
                 json!([{"name": volume, "mountPath": "/x"}]);

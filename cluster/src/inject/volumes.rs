@@ -10,7 +10,8 @@ use super::shape::{array_mut, text};
 use super::{Mode, Plan};
 use crate::names::{
     CACHE_VOLUME, CONFIG_KEY, CONFIG_VOLUME, CSI_DRIVER, CSI_ROLE, CSI_ROLE_MOUNT, CSI_ROLE_SOCKET,
-    CSI_WORKER_UID, MOUNT_VOLUME, RUN_VOLUME, SOCKET_VOLUME, TOKENS_VOLUME, WORKER_ID,
+    CSI_WORKER_UID, MOUNT_VOLUME, NO_TOKEN_VOLUME, RUN_VOLUME, SOCKET_VOLUME, TOKENS_VOLUME,
+    WORKER_ID,
 };
 use crate::settings::{Cache, Object, quantity};
 
@@ -25,8 +26,15 @@ const LEAST_SLACK_BYTES: u64 = 256 << 20;
 const KEPT_FREE_BYTES: u64 = 1 << 30;
 
 /// The names of all of them.
-pub(crate) const NAMES: &[&str] =
-    &[MOUNT_VOLUME, RUN_VOLUME, SOCKET_VOLUME, CACHE_VOLUME, CONFIG_VOLUME, TOKENS_VOLUME];
+pub(crate) const NAMES: &[&str] = &[
+    MOUNT_VOLUME,
+    RUN_VOLUME,
+    SOCKET_VOLUME,
+    CACHE_VOLUME,
+    CONFIG_VOLUME,
+    TOKENS_VOLUME,
+    NO_TOKEN_VOLUME,
+];
 
 /// Whether a volume is one of ours.
 pub(super) fn is_ours(name: &str) -> bool {
@@ -102,6 +110,7 @@ pub(super) fn wanted(plan: &Plan<'_>) -> Vec<Value> {
             json!({"name": CONFIG_VOLUME, "secret": {"secretName": name, "items": items}})
         }
     });
+    volumes.push(json!({"name": NO_TOKEN_VOLUME, "emptyDir": {}}));
     if !settings.tokens.is_empty() {
         let token = |(audience, file): &(String, String)| {
             json!({"serviceAccountToken": {
