@@ -215,7 +215,7 @@ async fn many_restarts_push_nothing_out() {
 
 /// The lock goes with the last task that holds the tier; those end at once, but not this instant.
 async fn reopen(config: &CacheConfig) -> HybridBlocks {
-    for _ in 0..200 {
+    for _ in 0..6000 {
         if let Ok(blocks) = HybridBlocks::open(config, &metrics()).await {
             return blocks;
         }
@@ -234,7 +234,7 @@ struct Rig {
 async fn rig(config: &CacheConfig, policy: StorePolicy, memory: &MemoryStore) -> Rig {
     let origin = FaultyStore::new(Arc::new(memory.clone()));
     let mut opened = None;
-    for _ in 0..200 {
+    for _ in 0..6000 {
         if let Ok(cache) = Cache::open(config.clone(), metrics()).await {
             opened = Some(cache);
             break;

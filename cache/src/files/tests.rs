@@ -76,7 +76,7 @@ async fn rig_with(config: &CacheConfig, memory: &MemoryStore, policy: StorePolic
     let origin = FaultyStore::new(Arc::new(memory.clone()));
     let mut opened = None;
     // The lock goes with the last task of the cache before; those end at once, but not this instant.
-    for _ in 0..500 {
+    for _ in 0..6000 {
         let metrics = Metrics::register(&prometheus::Registry::new()).unwrap();
         if let Ok(cache) = Cache::open(config.clone(), metrics).await {
             opened = Some(cache);
@@ -109,7 +109,7 @@ impl Rig {
 
     /// The copy of an object that is being completed.
     async fn copy_soon(&self, name: &str) -> LocalCopy {
-        for _ in 0..500 {
+        for _ in 0..6000 {
             if let Ok(copy) = self.copy(name).await {
                 return copy;
             }
@@ -160,7 +160,7 @@ fn version(name: &str, etag: &str, size: u64) -> Arc<Version> {
 }
 
 async fn tiers(config: &CacheConfig) -> Tiers {
-    for _ in 0..500 {
+    for _ in 0..6000 {
         let metrics = Metrics::register(&prometheus::Registry::new()).unwrap();
         if let Ok(blocks) = TieredBlocks::open(config, &metrics).await {
             return Tiers { blocks: Arc::new(blocks), metrics };
@@ -210,13 +210,13 @@ impl Tiers {
 
 /// Waits for something that happens in the background.
 async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
-    for _ in 0..1000 {
+    for _ in 0..6000 {
         if is_so() {
             return;
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    panic!("{what}: not within 10 s");
+    panic!("{what}: not within a minute");
 }
 
 /// The one published file of a cache directory.

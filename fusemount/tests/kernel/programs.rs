@@ -154,7 +154,7 @@ fn sixteen_readers_of_eight_files_get_the_right_bytes() {
         }
     });
     // Every handle is released, if a moment later.
-    for _ in 0..100 {
+    for _ in 0..1500 {
         if m.metric("warpdrive_fuse_open_files", None) < 0.5 {
             break;
         }

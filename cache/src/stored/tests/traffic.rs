@@ -61,7 +61,7 @@ async fn neighbouring_misses_are_one_get() {
     assert!(rig.calls() <= 4);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn cold_reads_keep_several_gets_in_flight() {
     let rig = rig().await;
     rig.memory.insert("k", content(1, 100_000));
@@ -69,7 +69,7 @@ async fn cold_reads_keep_several_gets_in_flight() {
     for _ in 0..4 {
         rig.origin.inject(Operation::Get, Fault::Delay(Duration::from_millis(200)));
     }
-    let started = std::time::Instant::now();
+    let started = tokio::time::Instant::now();
     rig.read("k", ByteRange::Bounded(0, 16_000)).await.unwrap();
     assert!(started.elapsed() < Duration::from_millis(390), "{:?}", started.elapsed());
 }
@@ -135,7 +135,7 @@ async fn the_next_shard_is_begun_when_a_reader_of_shards_in_order_nears_the_end(
     assert_eq!(rig.origin.calls().of(Operation::Get), 1, "one shard ahead is enough");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn demand_does_not_wait_for_prefetches() {
     let rig = rig().await;
     rig.memory.insert("a", content(1, 400_000));
@@ -150,7 +150,7 @@ async fn demand_does_not_wait_for_prefetches() {
         async move { store.warm(&key("a"), None).await }
     });
     tokio::time::sleep(Duration::from_millis(30)).await;
-    let started = std::time::Instant::now();
+    let started = tokio::time::Instant::now();
     rig.full("b").await.unwrap();
     // Its own body is slow once; it queued behind none of the others.
     assert!(started.elapsed() < Duration::from_millis(500), "{:?}", started.elapsed());
