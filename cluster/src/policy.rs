@@ -1,6 +1,6 @@
 //! Injection without a webhook: a `MutatingAdmissionPolicy` that makes the same pods.
 //!
-//! Invariant: containers, volumes, variables and mounts in the policy are what [`inject`] makes of a
+//! Invariant: containers, volumes, variables and mounts in the policy are what `inject` makes of a
 //! sample pod, with expressions in place of what the sample was given; no part is written twice. What
 //! the expressions cannot do (other annotations, the host's network) is denied by a second policy with
 //! one sentence, not ignored.

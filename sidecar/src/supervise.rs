@@ -8,6 +8,7 @@ mod crashes;
 mod kernel;
 mod link;
 mod sockets;
+mod store;
 
 use std::time::{Duration, Instant};
 
@@ -87,9 +88,10 @@ impl std::fmt::Display for Ended {
 /// that was no crash; fails when there were `most` crashes within a minute.
 pub(crate) fn supervise(most: u16, termination: &TerminationLog) -> Result<(), Stop> {
     let failed = |what: &str, error: std::io::Error| Stop::Failed(format!("{what}: {error}"));
+    let mut kept = Kept::of_manager();
     let inbox = Inbox::open().map_err(|e| failed("signals", e))?;
     let mut crashes = Crashes::new(most);
-    let (mut state, mut kept) = (State::default(), Kept::default());
+    let mut state = State::default();
     let mut ended = Ended::Code(0);
     for restarts in 0_u32.. {
         state.worker_ready = false;

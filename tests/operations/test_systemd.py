@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -106,6 +107,34 @@ class Reader:
         self.stopping.set()
         self.thread.join(30)
         self.kept.close()
+
+
+class Caller:
+    """Connects to the S3 endpoint again and again, and counts who was refused."""
+
+    def __init__(self, address):
+        self.address = address
+        self.answers, self.refused = 0, []
+        self.stopping = threading.Event()
+        self.thread = threading.Thread(target=self._run, daemon=True)
+        self.thread.start()
+
+    def _run(self):
+        while not self.stopping.is_set():
+            try:
+                with socket.create_connection(self.address, timeout=60) as connection:
+                    connection.sendall(b"GET / HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
+                    self.answers += connection.recv(4096).startswith(b"HTTP/1.1 ")
+            except ConnectionRefusedError as error:
+                self.refused.append(str(error))
+            except OSError:
+                # Accepted by the worker that stops, which closes what has not asked yet: clients try again.
+                pass
+            time.sleep(0.005)
+
+    def close(self):
+        self.stopping.set()
+        self.thread.join(70)
 
 
 def booted(origins, folder, names, wanted):
@@ -243,6 +272,23 @@ def test_restarts_of_the_unit_are_a_pause(pair, reader):
     reader.progress()
     assert reader.errors == []
     assert main_pid(pair, HOLDER) == holder, "the holder was not restarted with it"
+
+
+def test_clients_of_s3_wait_over_restarts_of_the_unit(pair):
+    import json
+
+    host, _, port = json.loads(pair.path("/etc/warpdrive/train.yaml").read_text())["s3"]["listen"].rpartition(":")
+    caller = Caller((host, int(port)))
+    for _ in range(3):
+        wanted = caller.answers + 10
+        until(lambda: caller.answers >= wanted, what="answers")
+        pair.systemctl("restart", WORKER)
+    wanted = caller.answers + 10
+    until(lambda: caller.answers >= wanted, what="answers")
+    caller.close()
+    assert caller.refused == []
+    # One socket, however often it was given to it.
+    assert pair.property(WORKER, "NFileDescriptorStore") == "1"
 
 
 def test_kill_9_of_the_worker_is_a_pause(pair, reader):

@@ -1,4 +1,4 @@
-//! What the printed policy holds, without an API server; tests/k8s/test_policy.py compares pods on one.
+//! What the printed policy holds, without an API server; `tests/k8s/test_policy.py` compares pods on one.
 
 use serde_json::{Value, json};
 

@@ -131,7 +131,9 @@ impl Worker {
         let started = Self::start(&path, restarts, kept)
             .or_else(|_| Self::start(Path::new("/proc/self/exe"), restarts, kept));
         let (pid, pipe) = started?;
-        let kept = RefCell::new(std::mem::take(kept));
+        let mut kept = std::mem::take(kept);
+        kept.begin();
+        let kept = RefCell::new(kept);
         Ok(Self { pid, pipe, closed: Cell::new(false), kept })
     }
 
@@ -180,9 +182,11 @@ impl Worker {
                 (Some(role), Some(socket)) => self.kept.borrow_mut().keep(role, socket),
                 (Some(_), None) => {}
                 (None, _) => {
-                    if line == link::STOPPING {
+                    match &*line {
                         // It has stopped to accept: who comes now is to be told at once.
-                        self.kept.borrow_mut().clear();
+                        link::STOPPING => self.kept.borrow_mut().clear(),
+                        link::READY => self.kept.borrow_mut().settle(),
+                        _ => {}
                     }
                     seen.push(Seen::Told(line));
                 }
@@ -232,13 +236,14 @@ pub(super) fn take_listener(descriptor: i32) -> Option<TcpListener> {
     Some(listener)
 }
 
-fn take(descriptor: i32) -> Option<OwnedFd> {
+/// Any socket that whoever started this process opened for it. To be called once for each.
+pub(super) fn take(descriptor: i32) -> Option<OwnedFd> {
     let kind = std::fs::metadata(format!("/proc/self/fd/{descriptor}")).ok()?.file_type();
     if descriptor <= 2 || !kind.is_socket() {
         return None;
     }
-    // SAFETY: the supervisor opened it for this process, which takes it once; nothing else knows
-    // its number.
+    // SAFETY: the supervisor, or the service manager, opened it for this process, which takes it once;
+    // nothing else knows its number.
     let socket = unsafe { OwnedFd::from_raw_fd(descriptor) };
     rustix::io::fcntl_setfd(socket.as_fd(), FdFlags::CLOEXEC).ok()?;
     Some(socket)

@@ -2,7 +2,9 @@
 //!
 //! Invariant: a socket that a worker had kept stays open until a worker has it again, says that it
 //! stops, or the supervisor ends: clients that connect meanwhile wait in the backlog and are not
-//! refused. Nothing here waits, and nobody accepts a connection in the supervisor.
+//! refused. The service manager keeps it over a restart of the supervisor. A worker that serves without
+//! having asked for a socket ends it: nobody waits for nobody. Nothing here waits, and nobody accepts a
+//! connection in the supervisor.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -13,6 +15,8 @@ use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
 };
+
+use super::store;
 
 /// Sockets that are kept at most; there is one endpoint whose clients should not notice a restart.
 const MAX_KEPT: usize = 4;
@@ -62,19 +66,61 @@ pub(super) fn receive(socket: BorrowedFd<'_>) -> io::Result<(String, Option<Owne
 
 /// Listening sockets by what they are for.
 #[derive(Debug, Default)]
-pub(super) struct Kept(Vec<(String, OwnedFd)>);
+pub(super) struct Kept(Vec<Listening>);
+
+#[derive(Debug)]
+struct Listening {
+    role: String,
+    socket: OwnedFd,
+    /// The present worker listens at it.
+    in_use: bool,
+}
 
 impl Kept {
+    /// What the service manager kept over a restart of the unit.
+    pub(super) fn of_manager() -> Self {
+        let mut kept = Self::default();
+        for (role, socket) in store::take() {
+            kept.add(&role, socket, false);
+        }
+        kept
+    }
+
     /// Keeps a socket in place of the one before it in its role.
     pub(super) fn keep(&mut self, role: &str, socket: OwnedFd) {
-        self.0.retain(|(kept, _)| kept != role);
-        // A role is a word of the command line, and no separator of the variable.
-        if self.0.len() < MAX_KEPT && role.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
-            self.0.push((role.to_owned(), socket));
+        if let Some(kept) = self.add(role, socket, true) {
+            store::put(role, kept.socket.as_fd());
         }
     }
 
-    /// Nothing is kept any more: whoever connects is refused.
+    fn add(&mut self, role: &str, socket: OwnedFd, in_use: bool) -> Option<&Listening> {
+        self.0.retain(|kept| kept.role != role);
+        // A role is a word of the command line, and no separator of the variable.
+        let is_word = role.bytes().all(|byte| byte.is_ascii_alphanumeric());
+        if self.0.len() >= MAX_KEPT || !is_word {
+            return None;
+        }
+        self.0.push(Listening { role: role.to_owned(), socket, in_use });
+        self.0.last()
+    }
+
+    /// Another worker has begun: it has to say again what it listens at.
+    pub(super) fn begin(&mut self) {
+        self.0.iter_mut().for_each(|kept| kept.in_use = false);
+    }
+
+    /// The worker serves: what it did not ask for is not kept any more.
+    pub(super) fn settle(&mut self) {
+        self.0.retain(|kept| {
+            if !kept.in_use {
+                store::forget(&kept.role);
+            }
+            kept.in_use
+        });
+    }
+
+    /// Nothing is kept any more: whoever connects is refused, unless the service manager starts this
+    /// again.
     pub(super) fn clear(&mut self) {
         self.0.clear();
     }
@@ -82,10 +128,10 @@ impl Kept {
     /// Copies that the next worker inherits, and what its variable says of them.
     pub(super) fn for_worker(&self) -> io::Result<(Vec<OwnedFd>, String)> {
         // `dup` leaves out close-on-exec.
-        let copies = self.0.iter().map(|(_, socket)| Ok(rustix::io::dup(socket.as_fd())?));
+        let copies = self.0.iter().map(|kept| Ok(rustix::io::dup(kept.socket.as_fd())?));
         let copies = copies.collect::<io::Result<Vec<_>>>()?;
         let said = self.0.iter().zip(&copies);
-        let said = said.map(|((role, _), copy)| format!("{role}:{}", copy.as_raw_fd()));
+        let said = said.map(|(kept, copy)| format!("{}:{}", kept.role, copy.as_raw_fd()));
         let said = said.collect::<Vec<_>>().join(",");
         Ok((copies, said))
     }
@@ -125,7 +171,12 @@ mod tests {
         let (copies, said) = kept.for_worker().unwrap();
         assert_eq!(parse(&said), [("s3".to_owned(), copies[0].as_raw_fd())]);
         drop(copies);
-        kept.clear();
+        kept.settle();
+        TcpStream::connect(address).unwrap();
+        // The next worker serves, and does not ask for it.
+        kept.begin();
+        TcpStream::connect(address).unwrap();
+        kept.settle();
         assert!(TcpStream::connect(address).is_err());
     }
 
@@ -143,6 +194,8 @@ mod tests {
             kept.keep(role, pair().unwrap().0);
         }
         assert!(kept.0.len() <= MAX_KEPT);
-        assert_eq!(kept.0.iter().filter(|(role, _)| role == "a").count(), 1);
+        assert_eq!(kept.0.iter().filter(|kept| kept.role == "a").count(), 1);
+        kept.clear();
+        assert!(kept.0.is_empty());
     }
 }

@@ -63,13 +63,15 @@ async fn epochs(is_mount: bool) {
         shuffle(&mut order, &mut dice);
         proxy.reset_counts();
         for object in &order {
-            match folder.as_ref().filter(|_| is_mount) {
-                Some(folder) => object.verify(0, &read_and_forget(&folder.join(&object.key))),
-                None => {
-                    let read = sidecar.get(&format!("origin/{}", object.key), None).await.unwrap();
-                    object.verify(0, &read.1);
-                }
-            }
+            let folder = folder.as_ref().filter(|_| is_mount);
+            let read = if let Some(folder) = folder {
+                read_and_forget(&folder.join(&object.key)).into()
+            } else {
+                sidecar.get(&format!("origin/{}", object.key), None).await.unwrap().1
+            };
+            object.verify(0, &read);
+            // All of it, or a short read would pass.
+            assert_eq!(read.len() as u64, object.bytes);
         }
         let missed = proxy.body_bytes() as f64 / data.bytes() as f64;
         let share = (1.0 - missed) / 0.5;
