@@ -271,9 +271,8 @@ impl FileTier {
         let (id, size) = (object.id(), object.meta.size);
         let set = SetId::of(object.store, object.key.as_str());
         ledger.admission.access(set, Item(id), size);
-        let free = (ledger.budget.admitted_bytes())
-            .saturating_sub(ledger.index.bytes())
-            .saturating_sub(ledger.promised_bytes);
+        let taken = ledger.index.bytes() + ledger.promised_bytes;
+        let free = ledger.budget.admitted_bytes().saturating_sub(taken);
         if ledger.admission.admit(set, Item(id), size, free) == Verdict::Refuse {
             ledger.homes.refuse(id);
             self.metrics.file_refused.with_label_values(&["not_admitted"]).inc();
