@@ -3,6 +3,7 @@
 //! Invariant: memory is looked at without waiting; a disk read is verified before anyone sees it; a
 //! disk tier that fails is off, and says why.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -273,11 +274,17 @@ impl BlockCache for HybridBlocks {
     async fn close(&self) {
         let Some(disk) = &self.disk else { return };
         disk.writer.flush().await;
-        if !disk.closed.swap(true, Ordering::Relaxed)
-            && let Err(error) = self.engine.storage().close().await
-        {
-            tracing::warn!(%error, "the cache directory was not closed cleanly");
+        if disk.closed.swap(true, Ordering::Relaxed) {
+            return;
         }
+        // The engine may have broken over a write that failed: what it had not written is fetched again.
+        let closing = AssertUnwindSafe(async { self.engine.storage().close().await });
+        let why = match closing.catch_unwind().await {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "its engine had broken".to_owned(),
+        };
+        tracing::warn!(why, "the cache directory was not closed cleanly");
     }
 
     fn memory(&self) -> TierStats {

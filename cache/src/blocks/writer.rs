@@ -5,11 +5,13 @@
 //! after its flush. Invariant: an entry that went in is found afterwards, or is counted as dropped
 //! with a reason. Bounded: `queue_bytes` wait here, `buffer_bytes` are with foyer.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use foyer::{HybridCache, HybridCacheEntry};
+use futures::FutureExt;
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::{Instant, timeout};
@@ -39,6 +41,12 @@ const LOST_FLUSHES: u32 = 2;
 
 /// How long writing pauses then.
 const PAUSE: Duration = Duration::from_secs(30);
+/// Why nothing is written after a flush that does not end.
+const STUCK: &str = "a flush to the cache directory did not end within 60 s";
+/// Why nothing is written after foyer 0.22 asserted something over a write that failed: its locks are
+/// poisoned, and it can only be opened anew.
+const BROKEN: &str =
+    "the disk tier broke over writes that failed, until a restart: is the disk full?";
 
 /// An entry on its way. It holds the bytes without pinning them in the memory tier.
 struct Entry {
@@ -302,11 +310,16 @@ impl Pump {
         tokio::spawn(async move {
             // All of it moves in here: the permits must outlive the flush.
             let batch = batch;
-            if timeout(FLUSH_LIMIT, engine.storage().wait()).await.is_err() {
-                let until = Instant::now() + PAUSE;
-                health.pause(until, "a flush to the cache directory did not end within 60 s");
+            let flush = AssertUnwindSafe(async { engine.storage().wait().await }).catch_unwind();
+            let failed = match timeout(FLUSH_LIMIT, flush).await {
+                Ok(Ok(())) => None,
+                Err(_) => Some(("stuck_disk", STUCK)),
+                Ok(Err(_)) => Some(("not_written", BROKEN)),
+            };
+            if let Some((reason, why)) = failed {
+                health.pause(Instant::now() + PAUSE, why);
                 let lost = batch.keys.len() as u64;
-                metrics.dropped.with_label_values(&["stuck_disk"]).inc_by(lost);
+                metrics.dropped.with_label_values(&[reason]).inc_by(lost);
                 return;
             }
             let all = batch.keys.len();
