@@ -9,6 +9,8 @@ mod recorder;
 mod reference;
 
 #[cfg(test)]
+pub(crate) use generate::Random;
+#[cfg(test)]
 mod tests;
 
 use std::collections::HashMap;

@@ -16,6 +16,13 @@ const SUPPORTED: &[&str] = &["config", "mounts", "cache-size", "memory"];
 /// What has to hold, and the sentence where it does not.
 type Rule = (String, String);
 
+/// What holds for each container `c`, and for each init container but `ours`.
+fn everywhere(ours: &str, holds: &str) -> String {
+    format!(
+        "object.spec.containers.all(c, {holds}) && (!has(object.spec.initContainers) || object.spec.initContainers.all(c, {ours} || {holds}))"
+    )
+}
+
 /// Rules of the annotations.
 fn rules_of_annotations(settings: &Settings) -> Vec<Rule> {
     let mut rules: Vec<Rule> = Vec::new();
@@ -129,9 +136,7 @@ fn rules_of_pods(settings: &Settings) -> Vec<Rule> {
         );
         let theirs = text(crate::names::WORKER_CONTAINER);
         rule(
-            format!(
-                "object.spec.containers.all(c, {free}) && (!has(object.spec.initContainers) || object.spec.initContainers.all(c, c.name.startsWith({theirs}) || {free}))"
-            ),
+            everywhere(&format!("c.name.startsWith({theirs})"), &free),
             format!(
                 "annotation {ANNOTATION_PREFIX}mounts: a container has a volume of its own below one of the paths, choose another path"
             ),
@@ -150,9 +155,7 @@ fn rules_of_pods(settings: &Settings) -> Vec<Rule> {
     );
     let worker = text(crate::names::WORKER_CONTAINER);
     rule(
-        format!(
-            "object.spec.containers.all(c, {free}) && (!has(object.spec.initContainers) || object.spec.initContainers.all(c, c.name == {worker} || {free}))"
-        ),
+        everywhere(&format!("c.name == {worker}"), &free),
         format!(
             "label {INJECT_LABEL}: one of the ports {ports} is used by a container, choose another there"
         ),
@@ -164,17 +167,14 @@ fn rules_of_pods(settings: &Settings) -> Vec<Rule> {
 fn rules_of_volumes(settings: &Settings) -> Vec<Rule> {
     let mut rules: Vec<Rule> = Vec::new();
     let mut rule = |expression: String, sentence: String| rules.push((expression, sentence));
-    let ours: Vec<&str> = crate::inject::VOLUMES.to_vec();
     let mount = text(crate::names::MOUNT_VOLUME);
     let theirs = text(crate::names::WORKER_CONTAINER);
     let free = format!(
         "(!has(c.volumeMounts) || c.volumeMounts.all(m, m.name == {mount} || !(m.name in {})))",
-        names(&ours)
+        names(crate::inject::VOLUMES)
     );
     rule(
-        format!(
-            "object.spec.containers.all(c, {free}) && (!has(object.spec.initContainers) || object.spec.initContainers.all(c, c.name.startsWith({theirs}) || {free}))"
-        ),
+        everywhere(&format!("c.name.startsWith({theirs})"), &free),
         format!(
             "label {INJECT_LABEL}: a container mounts a volume of the worker's: rename the volume, or remove the mount"
         ),
