@@ -41,8 +41,8 @@ const ROUNDS: usize = 5;
 const CONNECTIONS: usize = 16;
 const P99_DESIGN: Duration = Duration::from_millis(2);
 const P99_BOUND: Duration = Duration::from_millis(20);
-/// A core is busy for 80 % of the time with that.
-const PROCESSOR_BOUND_MS: f64 = 4.0;
+/// A core is busy for 40 % of the time with that.
+const PROCESSOR_BOUND_MS: f64 = 2.0;
 /// The design's bound, for the program that is shipped.
 const RESIDENT_DESIGN_KIB: u64 = 20 * 1024;
 /// The same for one of the development profile, whose code is larger by half.

@@ -120,7 +120,7 @@ fn unmounting_succeeds_within_its_deadline_once_readers_leave() {
     });
     let began = Instant::now();
     m.runtime.block_on(mount.unmount(Duration::from_secs(20))).unwrap();
-    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
     leaves.join().unwrap();
 }
 

@@ -59,7 +59,7 @@ fn an_outage_fails_at_once_and_is_over_when_it_is_over() {
     assert!(ls_fails(&m, "d"));
     // The directory was there: what a cache holds below it can be reached.
     assert!(std::fs::metadata(m.path("d")).unwrap().is_dir());
-    assert!(began.elapsed() < Duration::from_millis(1900), "{:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
     m.faulty.set_down(false);
     assert_eq!(m.names("d"), ["file"]);
     open.read_exact_at(&mut buffer, 3 << 20).unwrap();
@@ -115,7 +115,7 @@ fn a_read_that_hangs_times_out_and_holds_up_nobody() {
         let began = Instant::now();
         assert!(m.read("works") == pattern(MIB, 2));
         assert_eq!(m.names(""), ["hangs", "works"]);
-        assert!(began.elapsed() < Duration::from_millis(1900), "{:?}", began.elapsed());
+        assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
         for reader in many {
             let (result, took) = reader.join().unwrap();
             assert!(took < Duration::from_secs(8), "{took:?}");

@@ -85,7 +85,7 @@ async fn throttle_adds_latency_and_limits_bandwidth() {
     assert_eq!(answer.body(), &content());
     // 4 MiB at 16 MiB/s is 250 ms, and a connection and an answer wait 50 ms each.
     assert!(took >= Duration::from_millis(330), "{took:?}");
-    assert!(took <= Duration::from_secs(5), "{took:?}");
+    assert!(took <= Duration::from_millis(1500), "{took:?}");
     assert_eq!(throttle.connections(), 1);
     assert!(throttle.bytes_from_origin() > SIZE as u64);
     assert!(throttle.bytes_to_origin() > 0);
